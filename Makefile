@@ -1,0 +1,35 @@
+# LLM=cpu (default) or LLM=gpu chooses the vLLM build. PYTHON makes the environment.
+PYTHON ?= python3
+LLM ?= cpu
+STAMP := .venv/.installed-$(LLM)
+LOCKS := requirements/core.txt requirements/llm-$(LLM).txt requirements/dev.txt
+
+.PHONY: install quickstart test lint lock
+install: $(STAMP)
+
+# The lock files are complete, so nothing is resolved (--no-deps). torch comes first and with its
+# dependencies, because those differ between its CPU and CUDA builds.
+$(STAMP): $(LOCKS)
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q $$(grep -h '^torch==' requirements/core.txt)
+	.venv/bin/python -m pip install -q --no-deps $(addprefix -r ,$(LOCKS))
+	.venv/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+quickstart: $(STAMP)
+	.venv/bin/raysys assets fetch
+	.venv/bin/raysys run configs/quickstart.toml
+
+lint: $(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+test: $(STAMP) lint
+	.venv/bin/raysys assets fetch
+	.venv/bin/python -m pytest
+
+# Writes requirements/ from what .venv holds, after a change of pyproject.toml.
+lock:
+	.venv/bin/python requirements/lock.py

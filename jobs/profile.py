@@ -1,0 +1,12 @@
+"""Let the LLM describe items, then users, for `ray job submit --working-dir . -- python jobs/profile.py CONFIG [key=value ...]`.
+
+A submitted job joins the cluster it runs on; without one, Ray starts here.
+"""
+
+import os
+import sys
+
+from raysys.cli import main
+
+address = ["cluster.address=auto"] if "RAY_ADDRESS" in os.environ else []
+sys.exit(main(["profile", *sys.argv[1:], *address]))

@@ -1,0 +1,12 @@
+"""Run all stages of a config, for `ray job submit --working-dir . -- python jobs/run.py CONFIG [key=value ...]`.
+
+A submitted job joins the cluster it runs on; without one, Ray starts here.
+"""
+
+import os
+import sys
+
+from raysys.cli import main
+
+address = ["cluster.address=auto"] if "RAY_ADDRESS" in os.environ else []
+sys.exit(main(["run", *sys.argv[1:], *address]))

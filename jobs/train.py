@@ -1,0 +1,12 @@
+"""Train the models, for `ray job submit --working-dir . -- python jobs/train.py CONFIG [key=value ...]`.
+
+A submitted job joins the cluster it runs on; without one, Ray starts here.
+"""
+
+import os
+import sys
+
+from raysys.cli import main
+
+address = ["cluster.address=auto"] if "RAY_ADDRESS" in os.environ else []
+sys.exit(main(["train", *sys.argv[1:], *address]))

@@ -1,0 +1,266 @@
+"""The one table of commands.
+
+Results go to standard output (`--json`: one JSON object), logs and progress to
+standard error. Exit code 0: done; 2: a mistake the user can mend; 1: a fault of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from raysys import __version__
+from raysys.errors import UserError
+from raysys.observe import configure_logging
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Language models and user-item graphs recommend together, on Ray.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Bring data sets into raysys.")
+assets_app = typer.Typer(no_args_is_help=True, help="Models and data sets that raysys can fetch.")
+app.add_typer(data_app, name="data")
+app.add_typer(assets_app, name="assets")
+
+Config = Annotated[Path, typer.Argument(help="A .toml or .yaml file: see configs/.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Single keys to change: train.epochs=5 …")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+#: Command → the stages it runs and what it says of itself.
+STAGE_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "profile": (("item_profiles", "user_profiles"), "Let the LLM describe items, then users."),
+    "embed": (("embeddings",), "Turn the profiles into vectors."),
+    "train": (("train",), "Train the models."),
+    "evaluate": (("evaluate",), "Measure the models on the test split."),
+    "recommend": (("recommend",), "Write top-k lists for all users."),
+    "report": (("report",), "Write report.json and report.html."),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    configure_logging()
+    try:
+        app(args=list(arguments) if arguments is not None else None, standalone_mode=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on.", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def _print(as_json: bool, value: dict[str, Any], lines: Sequence[str] | Table) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, ensure_ascii=False))
+    elif isinstance(lines, Table):
+        Console().print(lines)
+    else:
+        for line in lines:
+            typer.echo(line)
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """Print the version."""
+    _print(as_json, {"version": __version__}, [__version__])
+
+
+@app.command()
+def run(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Run all stages of CONFIG; finished ones are skipped."""
+    from raysys.pipeline import STAGES
+
+    _run_stages(config, overrides or [], tuple(STAGES), as_json)
+
+
+def _stage_command(name: str, stages: tuple[str, ...], text: str) -> None:
+    def command(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+        _run_stages(config, overrides or [], stages, as_json)
+
+    app.command(name=name, help=text)(command)
+
+
+for _name, (_stages, _text) in STAGE_COMMANDS.items():
+    _stage_command(_name, _stages, _text)
+
+
+def _run_stages(config: Path, overrides: list[str], stages: tuple[str, ...], as_json: bool) -> None:
+    from raysys.pipeline import run_stages
+    from raysys.settings import load_settings
+    from raysys.stages.context import RunSettings
+    from raysys.store import read_json
+
+    settings = load_settings(RunSettings, config, overrides)
+    outcomes = run_stages(settings, stages)
+    out = settings.out.resolve()
+    report = out / "report.json"
+    value: dict[str, Any] = {
+        "run": str(out),
+        "stages": {
+            name: {
+                "skipped": outcome.skipped,
+                "seconds": outcome.manifest.seconds,
+                "counts": outcome.manifest.counts,
+                "dropped": outcome.manifest.dropped,
+            }
+            for name, outcome in outcomes.items()
+        },
+    }
+    lines = [
+        f"{name}: {'finished before' if outcome.skipped else f'{outcome.manifest.seconds:.1f} s'}"
+        f" → {out / name}"
+        for name, outcome in outcomes.items()
+    ]
+    if "report" in outcomes:
+        value["report"] = str(report)
+        value["models"] = read_json(report)["models"]
+        lines += ["", f"Report:    {out / 'report.html'}"]
+        lines += [f"Lists:     {out / 'recommend' / 'recommendations.parquet'}"]
+        lines += [f"Serve it:  raysys serve {out}"]
+    _print(as_json, value, lines)
+
+
+@data_app.command("import")
+def data_import(
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    source: Annotated[
+        str, typer.Argument(help="`ml-100k`, or `files` (the default).")
+    ] = "files",
+    interactions: Annotated[Path | None, typer.Option(help="CSV or parquet.")] = None,
+    items: Annotated[Path | None, typer.Option(help="CSV or parquet.")] = None,
+    users: Annotated[Path | None, typer.Option(help="CSV or parquet.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--map", help="ours=theirs, e.g. user_id=reviewerID.")
+    ] = None,
+    min_rating: Annotated[
+        float | None, typer.Option(help="Drop ratings below this; the rest counts as liked.")
+    ] = None,
+    k_core: Annotated[
+        int, typer.Option(help="Keep users and items with at least this many interactions.")
+    ] = 0,
+    unknown_items: Annotated[
+        str, typer.Option(help="`error`, or `drop` interactions with items not in the items file.")
+    ] = "error",
+    split: Annotated[
+        str, typer.Option(help="ratio, leave_last_two, time, column or fold.")
+    ] = "ratio",
+    split_column: Annotated[
+        str | None, typer.Option(help="The column that split=column or fold reads.")
+    ] = None,
+    train: Annotated[float, typer.Option(help="Train share.")] = 0.8,
+    valid: Annotated[float, typer.Option(help="Validation share.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Test share.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Draws the split.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Check, filter and split a data set into OUT."""
+    from raysys.data.importers import ImportSettings
+    from raysys.settings import parse_settings
+    from raysys.stages.data import import_folder
+
+    values: dict[str, Any] = {
+        "source": source,
+        "interactions": interactions,
+        "items": items,
+        "users": users,
+        "columns": dict(_pair(word) for word in columns or []),
+        "min_rating": min_rating,
+        "k_core": k_core,
+        "unknown_items": unknown_items,
+        "split": {
+            "method": split,
+            "column": split_column,
+            "train": train,
+            "valid": valid,
+            "test": test,
+            "seed": seed,
+        },
+    }
+    settings = parse_settings(ImportSettings, values, source="raysys data import")
+    manifest, skipped = import_folder(settings, out.resolve())
+    value = {"out": str(out.resolve()), "skipped": skipped, **manifest.model_dump()}
+    lines = [f"{name}: {count}" for name, count in manifest.counts.items()]
+    lines += [f"dropped, {name}: {count}" for name, count in manifest.dropped.items() if count]
+    _print(as_json, value, [*lines, f"written to {out.resolve()}"])
+
+
+def _pair(word: str) -> tuple[str, str]:
+    ours, equals, theirs = word.partition("=")
+    if not (ours and equals and theirs):
+        raise UserError(f"--map '{word}' must look like ours=theirs, e.g. user_id=reviewerID.")
+    return ours, theirs
+
+
+@assets_app.command("list")
+def assets_list(as_json: Json = False) -> None:
+    """List the assets and where they are."""
+    from raysys.assets import ASSETS, cached
+
+    found = {name: cached(name) for name in ASSETS}
+    value = {
+        name: {
+            "kind": asset.kind,
+            "license": asset.license,
+            "path": str(found[name]) if found[name] else None,
+        }
+        for name, asset in ASSETS.items()
+    }
+    lines = [
+        f"{name}  ({asset.kind}, {asset.license}): {found[name] or 'not fetched'}"
+        for name, asset in ASSETS.items()
+    ]
+    _print(as_json, value, lines)
+
+
+@assets_app.command("fetch")
+def assets_fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Names; none: all.")] = None,
+    path: Annotated[
+        Path | None, typer.Option(help="A file or folder of yours that holds the asset.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring assets into RAYSYS_HOME; what is there already is left alone."""
+    from raysys.assets import ASSETS, fetch
+
+    if path is not None and len(names or []) != 1:
+        raise UserError("--path goes with exactly one asset name.")
+    found = {name: str(fetch(name, path)) for name in names or list(ASSETS)}
+    _print(as_json, found, [f"{name}: {folder}" for name, folder in found.items()])
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has, what is missing, and the command that mends it."""
+    from raysys.doctor import as_json as describe
+    from raysys.doctor import examine
+
+    checks = examine()
+    table = Table("", "check", "found", "what to do")
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else "[red]no[/]"
+        table.add_row(mark, check.name, escape(check.found), "" if check.ok else check.mend)
+    _print(as_json, describe(checks), table)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(2)
+
+
+def job(command: Callable[[], int] | None = None) -> None:  # pragma: no cover
+    """Exit with the command line's code; scripts under jobs/ end with this."""
+    raise SystemExit(main() if command is None else command())

@@ -1,0 +1,1 @@
+"""From files to a checked, filtered and split data set."""

@@ -1,0 +1,163 @@
+"""A data set folder, loaded and checked: the one form in which the floors above read data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import sparse
+
+from raysys import schema
+from raysys.data.filters import Rows
+from raysys.data.splits import Labels, time_order
+from raysys.errors import UserError
+from raysys.store import read_table
+
+Ids = npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """U users, I items and their n interactions, sorted by user and then by time.
+
+    A user or item is known by its *row*: its place in `user_ids` or `item_ids`.
+    """
+
+    name: str
+    user_ids: Ids
+    """Shape (U,), str."""
+    item_ids: Ids
+    """Shape (I,), str."""
+    users: pa.Table
+    """U rows: user_id and what the users file said."""
+    items: pa.Table
+    """I rows: item_id, title and further columns."""
+    interactions: pa.Table
+    """n rows: user_id, item_id, split and what else the file had."""
+    user_rows: Rows
+    """User row of each interaction, shape (n,), int64."""
+    item_rows: Rows
+    """Item row of each interaction, shape (n,), int64."""
+    labels: Labels
+    """Split of each interaction as its place in `schema.SPLITS`, shape (n,), int8."""
+
+    @classmethod
+    def load(cls, folder: Path | str, name: str | None = None) -> Dataset:
+        """Read the three parquet files of a folder and check that they fit together.
+
+        Args:
+            folder: the output of `raysys data import`.
+            name: what reports call the data set; the folder's name if not given.
+
+        Raises:
+            UserError: a missing or broken file, a missing column, an id that is
+                null or there twice, an interaction of an unknown user or item, a
+                pair that is there twice, or a split other than train, valid, test.
+        """
+        folder = Path(folder)
+        users = _Table.read(folder / schema.USERS_FILE, (schema.USER_ID,))
+        items = _Table.read(folder / schema.ITEMS_FILE, (schema.ITEM_ID, schema.TITLE))
+        interactions = _Table.read(
+            folder / schema.INTERACTIONS_FILE, (schema.USER_ID, schema.ITEM_ID, schema.SPLIT)
+        )
+        user_ids, item_ids = users.unique_ids(schema.USER_ID), items.unique_ids(schema.ITEM_ID)
+        user_rows = interactions.places(schema.USER_ID, user_ids, f"not in {schema.USERS_FILE}")
+        item_rows = interactions.places(schema.ITEM_ID, item_ids, f"not in {schema.ITEMS_FILE}")
+        legal = pa.array(schema.SPLITS)
+        labels = interactions.places(schema.SPLIT, legal, f"none of {', '.join(schema.SPLITS)}")
+        interactions.refuse_repeats(user_rows * len(item_ids) + item_rows)
+        order = time_order(user_rows, interactions.times())
+        return cls(
+            name=name or folder.resolve().name,
+            user_ids=user_ids.to_numpy(zero_copy_only=False),
+            item_ids=item_ids.to_numpy(zero_copy_only=False),
+            users=users.table,
+            items=items.table,
+            interactions=interactions.table.take(pa.array(order)),
+            user_rows=user_rows[order],
+            item_rows=item_rows[order],
+            labels=labels[order].astype(np.int8),
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(U, I)."""
+        return len(self.user_ids), len(self.item_ids)
+
+    def pairs(self, split: str) -> tuple[Rows, Rows]:
+        """User rows and item rows of a split, int64, by user and in time order within a user."""
+        chosen = self.labels == schema.SPLITS.index(split)
+        return self.user_rows[chosen], self.item_rows[chosen]
+
+    def matrix(self, *splits: str) -> Any:
+        """The interactions of the named splits (at least one) as a matrix.
+
+        Returns:
+            scipy.sparse.csr_matrix, shape (U, I), float32 ones, indices sorted in each row.
+        """
+        if not splits:
+            raise ValueError("matrix() needs the names of the splits it shall hold")
+        codes = [schema.SPLITS.index(split) for split in splits]
+        chosen = np.isin(self.labels, codes)
+        users, items = self.user_rows[chosen], self.item_rows[chosen]
+        ones = np.ones(len(users), dtype=np.float32)
+        matrix = sparse.csr_matrix((ones, (users, items)), shape=self.shape)
+        matrix.sort_indices()
+        return matrix
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One file of the folder, with the checks that name it."""
+
+    path: Path
+    table: pa.Table
+
+    @classmethod
+    def read(cls, path: Path, needed: tuple[str, ...]) -> _Table:
+        table = read_table(path)
+        for name in needed:
+            if name not in table.column_names:
+                raise UserError(f"{path} has no column '{name}': import the data set again.")
+            if not pa.types.is_string(table[name].type):
+                raise UserError(f"{path}, column '{name}': has type {table[name].type}, not text.")
+        return cls(path, table)
+
+    def error(self, row: int, name: str, problem: str) -> UserError:
+        value = self.table[name][row].as_py()
+        return UserError(f"{self.path}, row {row + 1}, column '{name}': {value!r} {problem}.")
+
+    def unique_ids(self, name: str) -> pa.Array:
+        """The ids in row order, as one array."""
+        ids = pa.concat_arrays([*self.table[name].chunks, pa.array([], pa.string())])
+        if ids.null_count:
+            raise self.error(pc.index(pc.is_null(ids), True).as_py(), name, "is no id")
+        first = pc.index_in(ids, value_set=ids.unique()).to_numpy()
+        repeated = np.flatnonzero(first != np.arange(len(ids)))
+        if len(repeated):
+            raise self.error(int(repeated[0]), name, "is there twice")
+        return ids
+
+    def places(self, name: str, values: pa.Array, problem: str) -> Rows:
+        """The place of each entry of a column in `values`."""
+        found = pc.index_in(self.table[name], value_set=values)
+        if found.null_count:
+            raise self.error(pc.index(pc.is_null(found), True).as_py(), name, f"is {problem}")
+        rows: Rows = pc.cast(found, pa.int64()).to_numpy()
+        return rows
+
+    def refuse_repeats(self, pairs: Rows) -> None:
+        """Refuse a (user, item) pair that is there twice: it could be train and test at once."""
+        _, first = np.unique(pairs, return_index=True)
+        if len(first) < len(pairs):
+            row = int(np.setdiff1d(np.arange(len(pairs)), first, assume_unique=True)[0])
+            raise self.error(row, schema.ITEM_ID, "is there twice for one user")
+
+    def times(self) -> list[Rows]:
+        names = (schema.TIMESTAMP, schema.POSITION)
+        return [self.table[name].to_numpy() for name in names if name in self.table.column_names]

@@ -1,0 +1,1 @@
+"""The user-item graph: sparse matrices, propagation and sampling."""

@@ -1,0 +1,115 @@
+"""The user–item graph as one symmetric-normalised sparse matrix.
+
+Node rows: users 0..U−1, then items U..U+I−1, so N = U+I. Train edges only: the caller
+decides what is an edge, and passes nothing of the validation or test split.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+
+@dataclass(frozen=True)
+class BipartiteGraph:
+    """D^-½ A D^-½ in CSR parts; each of the E edges is stored in both directions.
+
+    Attributes:
+        users: U.
+        items: I.
+        row_starts: (N+1,) int32.
+        columns: (2E,) int32, ascending within a row.
+        values: (2E,) float32, 1/√(degree of row · degree of column).
+        reverse: (2E,) int64; where entry p is (i, j), entry `reverse[p]` is (j, i).
+    """
+
+    users: int
+    items: int
+    row_starts: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
+    reverse: torch.Tensor
+
+    @property
+    def nodes(self) -> int:
+        """N = U+I."""
+        return self.users + self.items
+
+    @property
+    def device(self) -> torch.device:
+        """Where the matrix lies."""
+        return self.values.device
+
+    def matrix(self, values: torch.Tensor | None = None) -> torch.Tensor:
+        """The (N, N) sparse CSR tensor, with other `values` (2E,) on the same structure if given.
+
+        CSR, not COO: its product with a dense matrix is 12 times faster here.
+        """
+        return torch.sparse_csr_tensor(
+            self.row_starts,
+            self.columns,
+            self.values if values is None else values,
+            size=(self.nodes, self.nodes),
+            check_invariants=False,
+        )
+
+    def to(self, device: torch.device | str) -> BipartiteGraph:
+        """The same graph on another device."""
+        return replace(
+            self,
+            row_starts=self.row_starts.to(device),
+            columns=self.columns.to(device),
+            values=self.values.to(device),
+            reverse=self.reverse.to(device),
+        )
+
+
+def bipartite_graph(train: csr_matrix) -> BipartiteGraph:
+    """Normalise the train interactions: Â = D^-½ A D^-½ without self loops.
+
+    Source: LightGCN, equation 8; RLMRec uses the same.
+
+    Args:
+        train: (U, I); every stored non-zero entry is one edge, whatever its value.
+
+    Returns:
+        The graph on the CPU. A user or item without an edge has a zero row and column.
+    """
+    pattern = csr_matrix(train, copy=True)
+    pattern.sum_duplicates()
+    pattern.eliminate_zeros()
+    users, items = pattern.shape
+    edges = pattern.nnz
+    # Degrees are taken per edge, so a node without an edge is never divided by.
+    user_degree = np.repeat(np.diff(pattern.indptr), np.diff(pattern.indptr))
+    item_degree = np.bincount(pattern.indices, minlength=items)[pattern.indices]
+    weight = 1.0 / np.sqrt(user_degree.astype(np.float64) * item_degree)
+
+    pattern.data = np.arange(edges, dtype=np.int64)
+    flipped = pattern.T.tocsr()
+    flipped.sort_indices()
+    origin = flipped.data  # (E,) entry of the upper half that each lower entry mirrors
+    reverse = np.empty(2 * edges, dtype=np.int64)
+    reverse[edges:] = origin
+    reverse[origin] = np.arange(edges, 2 * edges)
+    # 32-bit indices: MKL converts 64-bit ones anew in every product.
+    index = np.int32 if 2 * edges < 2**31 else np.int64
+    row_starts = np.concatenate([pattern.indptr, edges + flipped.indptr[1:].astype(np.int64)])
+    columns = np.concatenate([pattern.indices + users, flipped.indices])
+    graph = BipartiteGraph(
+        users=users,
+        items=items,
+        row_starts=torch.from_numpy(row_starts.astype(index)),
+        columns=torch.from_numpy(columns.astype(index)),
+        values=torch.from_numpy(np.concatenate([weight, weight[origin]]).astype(np.float32)),
+        reverse=torch.from_numpy(reverse),
+    )
+    with warnings.catch_warnings():
+        # torch says once per process that CSR is in beta: nothing a reader could act on.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        graph.matrix()
+    return graph

@@ -1,0 +1,107 @@
+"""Message passing over the fixed graph, with a backward pass of the same cost."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from raysys.graph.bipartite import BipartiteGraph
+
+
+class Adjacency(NamedTuple):
+    """A sparse (N, N) matrix and its transpose; the same tensor twice where symmetric."""
+
+    forward: torch.Tensor
+    transposed: torch.Tensor
+
+
+def full_adjacency(graph: BipartiteGraph) -> Adjacency:
+    """All edges; Â is its own transpose."""
+    matrix = graph.matrix()
+    return Adjacency(matrix, matrix)
+
+
+def drop_edges(graph: BipartiteGraph, keep_rate: float, generator: torch.Generator) -> Adjacency:
+    """Keep each directed edge with probability `keep_rate`, without rescaling the rest.
+
+    Source: RLMRec's released `EdgeDrop`. The two directions of an edge drop independently,
+    so the result is not symmetric. Dropped entries stay stored as 0: a mask over fixed
+    structure costs a fraction of building a smaller matrix.
+
+    Args:
+        graph: the full graph.
+        keep_rate: 0 < keep_rate ≤ 1.
+        generator: random state on the device of the graph.
+    """
+    if keep_rate >= 1.0:
+        return full_adjacency(graph)
+    drawn = torch.rand(graph.values.shape, generator=generator, device=graph.device)
+    values = graph.values * (drawn < keep_rate)
+    return Adjacency(graph.matrix(values), graph.matrix(values.index_select(0, graph.reverse)))
+
+
+def propagate(adjacency: Adjacency, x: torch.Tensor, layers: int) -> list[torch.Tensor]:
+    """All layer outputs [x, Âx, Â²x, …].
+
+    Args:
+        adjacency: (N, N).
+        x: (N, d).
+        layers: L.
+
+    Returns:
+        L+1 tensors (N, d); layer 0 is `x` itself.
+    """
+    outputs = [x]
+    for _ in range(layers):
+        outputs.append(_Product.apply(outputs[-1], *adjacency))  # type: ignore[no-untyped-call]
+    return outputs
+
+
+def propagate_sum(adjacency: Adjacency, x: torch.Tensor, layers: int) -> torch.Tensor:
+    """The sum of all layer outputs, x + Âx + … + Â^L x, (N, d).
+
+    The same as `sum(propagate(…))`, evaluated as x + Â(x + Â(x + …)): each product adds `x`
+    on its way, so no layer is stored and no separate addition is done.
+    """
+    result: torch.Tensor = _LayerSum.apply(  # type: ignore[no-untyped-call]
+        x, *adjacency, layers
+    )
+    return result
+
+
+class _Product(torch.autograd.Function):
+    """Â @ x. Autograd's own rule would build the transpose in each step."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, forward: torch.Tensor, transposed: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.transposed = transposed
+        return forward @ x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.transposed @ grads[0].contiguous(), None, None
+
+
+class _LayerSum(torch.autograd.Function):
+    """Horner's scheme; its transpose is the same scheme with the transposed matrix."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, forward: torch.Tensor, transposed: torch.Tensor, layers: int
+    ) -> torch.Tensor:
+        ctx.transposed, ctx.layers = transposed, layers
+        return _horner(forward, x, layers)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return _horner(ctx.transposed, grads[0].contiguous(), ctx.layers), None, None, None
+
+
+def _horner(matrix: torch.Tensor, x: torch.Tensor, layers: int) -> torch.Tensor:
+    total = x.clone() if layers == 0 else x
+    for _ in range(layers):
+        total = torch.addmm(x, matrix, total)
+    return total

@@ -1,0 +1,72 @@
+"""Uniform negatives, drawn for a whole epoch at once."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from raysys.errors import UserError
+
+#: Redraws before the few users who have nearly every item are settled one by one.
+_ROUNDS = 50
+
+
+class NegativeSampler:
+    """Draws items that a user has not interacted with in train.
+
+    Args:
+        train: (U, I); every stored non-zero entry is a positive.
+    """
+
+    def __init__(self, train: csr_matrix) -> None:
+        pattern = csr_matrix(train, copy=True)
+        pattern.sum_duplicates()
+        pattern.eliminate_zeros()
+        self._items = int(pattern.shape[1])
+        self._positives = np.diff(pattern.indptr)
+        rows = np.repeat(np.arange(pattern.shape[0], dtype=np.int64), self._positives)
+        # CSR order with sorted columns is ascending order of the key.
+        self._keys = rows * self._items + pattern.indices
+
+    def sample(self, users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """One negative item row for each entry of `users`, uniform over the user's negatives.
+
+        Args:
+            users: (n,) user rows, repeats allowed.
+            rng: the only source of randomness.
+
+        Returns:
+            (n,) int64 item rows.
+
+        Raises:
+            UserError: a user has interacted with every item, so no negative exists.
+        """
+        full = users[self._positives[users] >= self._items]
+        if full.size:
+            raise UserError(
+                f"user row {full[0]} has all {self._items} items in train, so there is no "
+                "negative to train on: leave such users out, or add items to the catalogue."
+            )
+        drawn = rng.integers(self._items, size=len(users), dtype=np.int64)
+        open_rows = np.flatnonzero(self._is_positive(users, drawn))
+        for _ in range(_ROUNDS):
+            if not open_rows.size:
+                return drawn
+            drawn[open_rows] = rng.integers(self._items, size=len(open_rows), dtype=np.int64)
+            open_rows = open_rows[self._is_positive(users[open_rows], drawn[open_rows])]
+        for row in open_rows:
+            drawn[row] = rng.choice(self._negatives_of(int(users[row])))
+        return drawn
+
+    def _is_positive(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+        if not self._keys.size:
+            return np.zeros(len(users), dtype=bool)
+        keys = users.astype(np.int64) * self._items + items
+        at = np.searchsorted(self._keys, keys)
+        found: np.ndarray = self._keys[np.minimum(at, len(self._keys) - 1)] == keys
+        return found
+
+    def _negatives_of(self, user: int) -> np.ndarray:
+        bounds = np.searchsorted(self._keys, [user * self._items, (user + 1) * self._items])
+        seen = self._keys[bounds[0] : bounds[1]] - user * self._items
+        return np.setdiff1d(np.arange(self._items), seen, assume_unique=True)

@@ -1,0 +1,1 @@
+"""The recommenders: mathematics only, no Ray."""

@@ -1,0 +1,104 @@
+"""What every graph model is: two embedding tables, losses on a batch, dot-product scores."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from raysys.graph.bipartite import BipartiteGraph
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One global batch, known whole to every worker, and which part this worker computes.
+
+    Attributes:
+        users, positives, negatives: (B,) int64 rows of the global batch.
+        worker: this worker's number, from 0.
+        workers: how many share the batch.
+    """
+
+    users: torch.Tensor
+    positives: torch.Tensor
+    negatives: torch.Tensor
+    worker: int = 0
+    workers: int = 1
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def share(self, rows: torch.Tensor) -> torch.Tensor:
+        """This worker's part of `rows` (first dimension); the parts of all workers make it up."""
+        return rows.tensor_split(self.workers)[self.worker]
+
+
+class Recommender(torch.nn.Module, ABC):
+    """Base of every backbone and of the wrappers around one.
+
+    The losses that a worker returns are its *share*: their sum over the workers of a batch
+    is the loss of the whole batch, and so is the sum of their gradients.
+
+    Args:
+        graph: train edges, on the device that the model will compute on.
+        reg: weight of Σ‖W‖² over all parameters.
+    """
+
+    def __init__(self, graph: BipartiteGraph, reg: float) -> None:
+        super().__init__()
+        self.graph = graph
+        self.reg = reg
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """d, the width of the final embeddings."""
+
+    @abstractmethod
+    def initial_embeddings(self) -> torch.Tensor:
+        """(N, d) layer 0, users first."""
+
+    @abstractmethod
+    def propagate_nodes(
+        self, start: torch.Tensor, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Final embeddings from layer 0.
+
+        Args:
+            start: (N, d); a wrapper may have replaced rows of `initial_embeddings()`.
+            generator: source of dropout and noise in training; None: neither.
+
+        Returns:
+            users (U, d) and items (I, d).
+        """
+
+    @abstractmethod
+    def batch_losses(
+        self,
+        users: torch.Tensor,
+        items: torch.Tensor,
+        batch: Batch,
+        generator: torch.Generator,
+    ) -> dict[str, torch.Tensor]:
+        """This worker's share of each named loss, weights included, without regularisation.
+
+        Args:
+            users: (U, d) final embeddings of this step.
+            items: (I, d).
+            batch: the global batch.
+            generator: for models that draw further views.
+        """
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """This worker's share of each named loss; their sum is what is minimised."""
+        users, items = self.propagate_nodes(self.initial_embeddings(), generator)
+        named = self.batch_losses(users, items, batch, generator)
+        squares = sum(parameter.square().sum() for parameter in self.parameters())
+        named["reg"] = torch.as_tensor(squares) * (self.reg / batch.workers)
+        return named
+
+    @torch.no_grad()
+    def final_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings to score with, no dropout: users (U, d), items (I, d)."""
+        return self.propagate_nodes(self.initial_embeddings(), None)

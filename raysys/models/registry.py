@@ -1,0 +1,86 @@
+"""The one dictionary of backbones, the settings of a model, and how one is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationInfo, field_validator
+
+from raysys.errors import UserError
+from raysys.graph.bipartite import BipartiteGraph
+from raysys.models.align import Aligned, ContrastiveAlignment, Profiles
+from raysys.models.base import Recommender
+from raysys.models.lightgcn import LightGCN, LightGCNSettings
+from raysys.settings import Settings, nearest, parse_settings
+
+#: Name, settings class, and a model built from (settings, graph, generator).
+Backbone = tuple[type[Settings], type[Recommender]]
+
+
+def registry(*entries: tuple[str, type[Settings], type[Recommender]]) -> dict[str, Backbone]:
+    """A dictionary of backbones.
+
+    Raises:
+        ValueError: a name stands twice; a plain dict would silently keep the last.
+    """
+    table: dict[str, Backbone] = {}
+    for name, settings, model in entries:
+        if name in table:
+            raise ValueError(f"backbone '{name}' is registered twice.")
+        table[name] = (settings, model)
+    return table
+
+
+BACKBONES = registry(
+    ("lightgcn", LightGCNSettings, LightGCN),
+)
+
+
+class ModelSettings(Settings):
+    """Which model: a backbone, its settings, and whether profiles are aligned with it."""
+
+    backbone: str = "lightgcn"
+    """Name in `BACKBONES`."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the backbone; what is left out takes its default."""
+    alignment: ContrastiveAlignment | None = None
+    """Alignment with LLM profiles; none: the backbone alone."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in BACKBONES:
+            raise ValueError(f"no backbone '{name}': {nearest(name, list(BACKBONES))}")
+        return name
+
+    @field_validator("settings")
+    @classmethod
+    def _complete(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        name = info.data.get("backbone")
+        if name is None:
+            return values  # the unknown backbone is the problem to report
+        settings = BACKBONES[name][0]
+        return parse_settings(settings, values, source=f"backbone '{name}'").model_dump()
+
+
+def build_model(
+    settings: ModelSettings, graph: BipartiteGraph, profiles: Profiles | None, seed: int
+) -> Recommender:
+    """A fresh model on the device of the graph; the same seed gives the same parameters.
+
+    Raises:
+        UserError: alignment is asked for without profile vectors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    settings_class, model_class = BACKBONES[settings.backbone]
+    values = settings_class.model_validate(settings.settings)
+    model: Recommender = model_class(values, graph, generator)  # type: ignore[arg-type, call-arg]
+    if settings.alignment is not None:
+        if profiles is None:
+            raise UserError(
+                "the model has an [alignment] but no profile vectors are given: embed the "
+                "profiles first, or remove the alignment."
+            )
+        model = Aligned(model, settings.alignment, profiles, generator)
+    return model.to(graph.device)

@@ -1,0 +1,49 @@
+"""The stages of a run in order, and how to run all or some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from raysys.stages import data, embed, evaluate, profiles, recommend, report, train
+from raysys.stages.context import RunContext, RunSettings
+from raysys.store import Manifest
+
+#: Stage name → what runs it, in order: each reads only folders of the stages above it.
+STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
+    "data": data.run,
+    "item_profiles": profiles.run_items,
+    "user_profiles": profiles.run_users,
+    "embeddings": embed.run,
+    "train": train.run,
+    "evaluate": evaluate.run,
+    "recommend": recommend.run,
+    "report": report.run,
+}
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """A stage's manifest, and whether it had finished before."""
+
+    manifest: Manifest
+    skipped: bool
+
+
+def run_stages(
+    settings: RunSettings, stages: Sequence[str] = tuple(STAGES)
+) -> dict[str, StageOutcome]:
+    """Run the named stages in the order given; finished ones are skipped.
+
+    Ray is joined or started for the first stage that needs it and left at the end.
+
+    Raises:
+        UserError: the run is busy, an earlier stage is missing, or a stage
+            refuses its settings or input.
+    """
+    outcomes = {}
+    with RunContext(settings) as context:
+        for name in stages:
+            manifest, skipped = STAGES[name](context)
+            outcomes[name] = StageOutcome(manifest, skipped)
+    return outcomes

@@ -1,0 +1,71 @@
+"""Column names, Arrow schemas and id types: the only place where column strings live.
+
+Ids are strings everywhere (`"7"`, `"B0001"`): `007` in a CSV stays `007`, and
+two files that spell the same id alike always join. Inside matrices a user or
+item is its row number in `users.parquet` or `items.parquet`.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+RATING = "rating"
+TIMESTAMP = "timestamp"
+POSITION = "position"
+SPLIT = "split"
+TITLE = "title"
+
+TRAIN, VALID, TEST = "train", "valid", "test"
+SPLITS = (TRAIN, VALID, TEST)
+
+ENTITY_ID = "entity_id"
+SUMMARY = "summarization"
+REASONING = "reasoning"
+PROMPT_TOKENS = "prompt_tokens"
+GENERATED_TOKENS = "generated_tokens"
+REASON = "reason"
+DETAIL = "detail"
+RANK = "rank"
+SCORE = "score"
+
+#: Files of a data set folder (the output of `raysys data import`).
+INTERACTIONS_FILE = "interactions.parquet"
+ITEMS_FILE = "items.parquet"
+USERS_FILE = "users.parquet"
+#: Files of a profile stage.
+PROFILES_FILE = "profiles.parquet"
+DEAD_LETTER_FILE = "dead_letter.parquet"
+RECOMMENDATIONS_FILE = "recommendations.parquet"
+
+#: One LLM-written profile per row. `summarization` null: the model answered "None".
+PROFILE_SCHEMA = pa.schema(
+    [
+        pa.field(ENTITY_ID, pa.string(), nullable=False),
+        pa.field(SUMMARY, pa.string()),
+        pa.field(REASONING, pa.string()),
+        pa.field(PROMPT_TOKENS, pa.int64()),
+        pa.field(GENERATED_TOKENS, pa.int64()),
+    ]
+)
+
+#: Rows that failed, kept with the reason: n_in = n_ok + n_dead_letter.
+DEAD_LETTER_SCHEMA = pa.schema(
+    [
+        pa.field(ENTITY_ID, pa.string(), nullable=False),
+        pa.field(REASON, pa.string(), nullable=False),
+        pa.field(DETAIL, pa.string()),
+    ]
+)
+
+#: Top-k lists, best first; `rank` counts from 1.
+RECOMMENDATION_SCHEMA = pa.schema(
+    [
+        pa.field(USER_ID, pa.string(), nullable=False),
+        pa.field(RANK, pa.int32(), nullable=False),
+        pa.field(ITEM_ID, pa.string(), nullable=False),
+        pa.field(SCORE, pa.float32(), nullable=False),
+        pa.field(TITLE, pa.string()),
+    ]
+)

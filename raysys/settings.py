@@ -1,0 +1,141 @@
+"""The base of every config: typed, frozen, strict, and helpful about typing slips.
+
+Configs are TOML or YAML files; `key=value` words on the command line override
+single keys (`train.epochs=5`). Nothing here starts Ray or reads data.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raysys.errors import UserError
+
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base class: immutable, unknown keys refused, each field described by its docstring."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
+
+
+def nearest(word: str, valid: Sequence[str]) -> str:
+    """Say which valid word is meant, or list them all: `did you mean 'seed'?`."""
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return "valid: " + ", ".join(sorted(valid))
+
+
+def load_settings(
+    cls: type[SettingsT], path: Path | str, overrides: Sequence[str] = ()
+) -> SettingsT:
+    """Read a config file, apply `key=value` overrides and validate.
+
+    Args:
+        cls: the settings class of the whole file.
+        path: a `.toml`, `.yaml` or `.yml` file.
+        overrides: words like `train.epochs=5`; values are read as TOML, and as
+            plain text where they are not valid TOML.
+
+    Raises:
+        UserError: no such file, not parseable, unknown key (with the nearest
+            valid one), or a value that is out of range.
+    """
+    values = _read(Path(path))
+    for word in overrides:
+        _override(values, word)
+    return parse_settings(cls, values, source=str(path))
+
+
+def parse_settings(cls: type[SettingsT], values: dict[str, Any], *, source: str) -> SettingsT:
+    """Validate a nested dict as `cls`; problems become one UserError naming `source`."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(cls, dict(problem)) for problem in error.errors()]
+        raise UserError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".toml":
+            values: Any = tomllib.loads(text)
+        elif path.suffix in {".yaml", ".yml"}:
+            values = yaml.safe_load(text) or {}
+        else:
+            raise UserError(f"config file {path} must end in .toml, .yaml or .yml.")
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} cannot be parsed: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path} must hold keys and values at its top level.")
+    return values
+
+
+def _override(values: dict[str, Any], word: str) -> None:
+    key, equals, text = word.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"override '{word}' must look like key=value or section.key=value.")
+    node = values
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise UserError(f"override '{word}': '{part}' is a value, not a section.")
+    try:
+        node[parts[-1]] = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        node[parts[-1]] = text
+
+
+def _explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        owner = _model_at(cls, location[:-1])
+        hint = nearest(location[-1], list(owner.model_fields)) if owner else ""
+        return f"unknown key '{key}': {hint}"
+    if problem["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"key '{key}': {message} (got {problem['input']!r})" if key else message
+
+
+def _model_at(cls: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:
+    model: type[BaseModel] | None = cls
+    for part in location:
+        if model is None:
+            return None
+        field = model.model_fields.get(part)
+        if field is None:
+            continue  # a list index, a dict key or a union tag inside the same field
+        model = _model_in(field.annotation)
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in {Union, UnionType, list, tuple, dict}:
+        for argument in get_args(annotation):
+            found = _model_in(argument)
+            if found is not None:
+                return found
+    return None

@@ -1,0 +1,115 @@
+"""The config of a whole run, and what every stage is handed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from raysys.cluster import ClusterSettings, Resources, connect
+from raysys.data.dataset import Dataset
+from raysys.data.importers import ImportSettings
+from raysys.settings import Settings, nearest
+from raysys.store import RunDirectory
+from raysys.text.embeddings import EmbeddingSettings
+from raysys.text.profiles import ProfileSettings
+from raysys.training.graph_models import ModelSettings, TrainSettings
+
+
+class EvaluateSettings(Settings):
+    """All-rank evaluation on the test split."""
+
+    ks: tuple[int, ...] = Field(default=(5, 10, 20), min_length=1)
+    """Cut-offs."""
+    mask: Literal["train", "train_valid"] = "train"
+    """What is left out of the lists. RLMRec masks train only."""
+
+
+class RecommendSettings(Settings):
+    """Top-k lists for all users."""
+
+    k: int = Field(default=20, ge=1, le=1000)
+    """Length of each list."""
+    model: str = "best"
+    """A trained model's name; `best` takes the highest validation Recall@20, controls excluded."""
+
+
+class ReportSettings(Settings):
+    """The report page."""
+
+    title: str = "raysys run"
+    """Heading of the page."""
+    users: int = Field(default=10, ge=0, le=100)
+    """Example users shown with history and recommendations."""
+    group_column: str | None = None
+    """Item column whose first word or comma-separated entry colours the map of items."""
+
+
+class RunSettings(Settings):
+    """One run from raw files to the report. Each section is one stage's settings."""
+
+    out: Path
+    """The run directory."""
+    data: ImportSettings
+    """Where interactions and items come from, how they are filtered and split."""
+    profiles: ProfileSettings = ProfileSettings()
+    """Item and user profiles."""
+    embeddings: EmbeddingSettings = EmbeddingSettings()
+    """Vectors of the profiles."""
+    models: dict[str, ModelSettings] = Field(min_length=1)
+    """The models to train, by name."""
+    train: TrainSettings = TrainSettings()
+    """Training of every model."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """Measurement."""
+    recommend: RecommendSettings = RecommendSettings()
+    """Lists for all users."""
+    report: ReportSettings = ReportSettings()
+    """The page."""
+    cluster: ClusterSettings = ClusterSettings()
+    """What Ray may use; does not change results."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        wanted = self.recommend.model
+        if wanted != "best" and wanted not in self.models:
+            names = list(self.models)
+            raise ValueError(f"recommend.model '{wanted}' is not trained: {nearest(wanted, names)}")
+        return self
+
+
+class RunContext:
+    """A run at work: its settings, its directory, and Ray from the first stage that needs it."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self.run = RunDirectory(settings.out)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self.run.lock())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @cached_property
+    def resources(self) -> Resources:
+        """The cluster's resources; connects to Ray when first asked for."""
+        return self._stack.enter_context(connect(self.settings.cluster))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The imported data set of this run."""
+        source = self.settings.data
+        folder = source.interactions.parent.name if source.interactions else source.source
+        return Dataset.load(self.run.path("data"), name=folder)

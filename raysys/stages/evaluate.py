@@ -1,0 +1,85 @@
+"""Stage `evaluate`: every model, and popularity, on the test split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from raysys.evaluation.protocols import RankingResult, all_rank
+from raysys.evaluation.report import Comparison, compare
+from raysys.models.popularity import Popularity
+from raysys.models.scorer import Scorer, load_scorer
+from raysys.schema import TEST, TRAIN, VALID
+from raysys.stages.context import RunContext
+from raysys.store import Manifest, StageReport, write_json
+
+METRICS_FILE = "metrics.json"
+POPULARITY = "popularity"
+
+
+def run(context: RunContext) -> tuple[Manifest, bool]:
+    """Measure all models into `RUN/evaluate/metrics.json`."""
+    settings = context.settings.evaluate
+    return context.run.run_stage(
+        "evaluate",
+        {**settings.model_dump(mode="json"), "models": list(context.settings.models)},
+        ["data", "train"],
+        lambda output: _evaluate(context, output),
+    )
+
+
+def _evaluate(context: RunContext, output: Path) -> StageReport:
+    import ray
+
+    settings, dataset = context.settings.evaluate, context.dataset
+    _ = context.resources  # Ray must be up before anything is put into its store.
+    train = dataset.matrix(TRAIN)
+    mask = train if settings.mask == "train" else dataset.matrix(TRAIN, VALID)
+    relevant = dataset.matrix(TEST)
+    shared = ray.put((mask, relevant, settings.ks))
+    measure = ray.remote(num_cpus=1)(_measure)
+    scorers: dict[str, Scorer] = {POPULARITY: Popularity(train)}
+    for name in context.settings.models:
+        scorers[name] = load_scorer(context.run.path("train") / name)
+    pending = {name: measure.remote(scorer, shared) for name, scorer in scorers.items()}
+    results: dict[str, RankingResult] = {name: ray.get(ref) for name, ref in pending.items()}
+    evaluated = len(results[POPULARITY].users)
+    write_json(
+        output / METRICS_FILE,
+        {
+            "models": {name: result.metrics for name, result in results.items()},
+            "evaluated_users": evaluated,
+            "comparisons": [
+                comparison.model_dump() for comparison in _comparisons(context, results)
+            ],
+        },
+    )
+    users = len(dataset.user_ids)
+    return StageReport(
+        counts={"in": users, "ok": evaluated, "dead_letter": users - evaluated},
+        dropped={"no_test_interaction": users - evaluated} if users > evaluated else {},
+    )
+
+
+def _measure(
+    scorer: Scorer, shared: tuple[csr_matrix, csr_matrix, tuple[int, ...]]
+) -> RankingResult:
+    mask, relevant, ks = shared
+    return all_rank(scorer.score_block, mask, relevant, ks)
+
+
+def _comparisons(context: RunContext, results: dict[str, RankingResult]) -> list[Comparison]:
+    """Every model against its own backbone trained without alignment, at the largest cut-off."""
+    models, k = context.settings.models, max(context.settings.evaluate.ks)
+    plain = {
+        model.backbone: name for name, model in models.items() if not model.aligned
+    }
+    return [
+        compare(results, name, plain[model.backbone], metric, context.settings.train.seed)
+        for name, model in models.items()
+        if model.aligned and model.backbone in plain
+        for metric in (f"recall@{k}", f"ndcg@{k}")
+    ]

@@ -1,0 +1,99 @@
+"""Stage `recommend`: top-k lists for all users."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy.sparse import csr_matrix
+
+from raysys.models.scorer import Scorer, load_scorer
+from raysys.observe import progress
+from raysys.ranking.retrieve import retrieve
+from raysys.schema import (
+    RECOMMENDATION_SCHEMA,
+    RECOMMENDATIONS_FILE,
+    SPLITS,
+    TITLE,
+)
+from raysys.stages.context import RunContext
+from raysys.stages.train import best_model
+from raysys.store import Manifest, StageReport, write_json, write_table
+
+#: Users of one Ray task.
+BLOCK = 4096
+MODEL_FILE = "model.json"
+Lists = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
+
+def run(context: RunContext) -> tuple[Manifest, bool]:
+    """Write lists for all users into `RUN/recommend/recommendations.parquet`."""
+    settings = context.settings.recommend
+    return context.run.run_stage(
+        "recommend",
+        settings.model_dump(mode="json"),
+        ["data", "train"],
+        lambda output: _recommend(context, output),
+    )
+
+
+def _recommend(context: RunContext, output: Path) -> StageReport:
+    import ray
+
+    dataset, settings = context.dataset, context.settings.recommend
+    _ = context.resources  # Ray must be up before anything is put into its store.
+    model = best_model(context) if settings.model == "best" else settings.model
+    scorer = load_scorer(context.run.path("train") / model)
+    shared = ray.put((scorer, dataset.matrix(*SPLITS), settings.k))
+    rank = ray.remote(num_cpus=1)(_rank)
+    users = np.arange(len(dataset.user_ids))
+    pending = [
+        rank.remote(shared, users[start : start + BLOCK]) for start in range(0, len(users), BLOCK)
+    ]
+    found: list[Lists] = []
+    with progress("recommend", len(users)) as tracker:
+        for ref in pending:
+            found.append(ray.get(ref))
+            tracker.update(sum(len(items) for items, _ in found))
+    items = np.concatenate([items for items, _ in found])
+    scores = np.concatenate([scores for _, scores in found])
+    table = _as_table(context, items, scores)
+    write_table(output / RECOMMENDATIONS_FILE, table)
+    write_json(output / MODEL_FILE, {"model": model})
+    # A user who has seen nearly everything gets a shorter list; none at all is counted.
+    empty = int((items < 0).all(axis=1).sum())
+    return StageReport(
+        counts={
+            "in": len(users),
+            "ok": len(users) - empty,
+            "dead_letter": empty,
+            "rows": table.num_rows,
+        },
+        dropped={"all_items_seen": empty} if empty else {},
+    )
+
+
+def _rank(shared: tuple[Scorer, csr_matrix, int], users: np.ndarray[Any, Any]) -> Lists:
+    scorer, seen, k = shared
+    return retrieve(scorer.score_block, users, seen, k)
+
+
+def _as_table(
+    context: RunContext, items: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]
+) -> pa.Table:
+    dataset = context.dataset
+    filled = items >= 0
+    users, places = np.nonzero(filled)
+    chosen = items[filled]
+    return pa.table(
+        [
+            pa.array(dataset.user_ids, pa.string()).take(pa.array(users)),
+            pa.array(places + 1, pa.int32()),
+            pa.array(dataset.item_ids, pa.string()).take(pa.array(chosen)),
+            pa.array(scores[filled], pa.float32()),
+            dataset.items[TITLE].take(pa.array(chosen)),
+        ],
+        schema=RECOMMENDATION_SCHEMA,
+    )

@@ -1,0 +1,1 @@
+"""What the language model reads and writes: prompts, engines, profiles, vectors."""

