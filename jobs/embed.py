@@ -1,6 +1,7 @@
-"""Turn profiles into vectors, for `ray job submit --working-dir . -- python jobs/embed.py CONFIG [key=value ...]`.
+"""Turn profiles into vectors, as a Ray job.
 
-A submitted job joins the cluster it runs on; without one, Ray starts here.
+ray job submit --working-dir . -- python jobs/embed.py CONFIG [key=value ...]
+joins the cluster that it runs on; started by hand, it starts Ray on this machine.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Measure the models, for `ray job submit --working-dir . -- python jobs/evaluate.py CONFIG [key=value ...]`.
+"""Measure the models, as a Ray job.
 
-A submitted job joins the cluster it runs on; without one, Ray starts here.
+ray job submit --working-dir . -- python jobs/evaluate.py CONFIG [key=value ...]
+joins the cluster that it runs on; started by hand, it starts Ray on this machine.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Let the LLM describe items, then users, for `ray job submit --working-dir . -- python jobs/profile.py CONFIG [key=value ...]`.
+"""Let the LLM describe items, then users, as a Ray job.
 
-A submitted job joins the cluster it runs on; without one, Ray starts here.
+ray job submit --working-dir . -- python jobs/profile.py CONFIG [key=value ...]
+joins the cluster that it runs on; started by hand, it starts Ray on this machine.
 """
 
 import os

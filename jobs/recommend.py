@@ -1,6 +1,7 @@
-"""Write top-k lists, for `ray job submit --working-dir . -- python jobs/recommend.py CONFIG [key=value ...]`.
+"""Write top-k lists, as a Ray job.
 
-A submitted job joins the cluster it runs on; without one, Ray starts here.
+ray job submit --working-dir . -- python jobs/recommend.py CONFIG [key=value ...]
+joins the cluster that it runs on; started by hand, it starts Ray on this machine.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Write the report, for `ray job submit --working-dir . -- python jobs/report.py CONFIG [key=value ...]`.
+"""Write the report, as a Ray job.
 
-A submitted job joins the cluster it runs on; without one, Ray starts here.
+ray job submit --working-dir . -- python jobs/report.py CONFIG [key=value ...]
+joins the cluster that it runs on; started by hand, it starts Ray on this machine.
 """
 
 import os

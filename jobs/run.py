@@ -1,6 +1,7 @@
-"""Run all stages of a config, for `ray job submit --working-dir . -- python jobs/run.py CONFIG [key=value ...]`.
+"""Run all stages of a config, as a Ray job.
 
-A submitted job joins the cluster it runs on; without one, Ray starts here.
+ray job submit --working-dir . -- python jobs/run.py CONFIG [key=value ...]
+joins the cluster that it runs on; started by hand, it starts Ray on this machine.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Train the models, for `ray job submit --working-dir . -- python jobs/train.py CONFIG [key=value ...]`.
+"""Train the models, as a Ray job.
 
-A submitted job joins the cluster it runs on; without one, Ray starts here.
+ray job submit --working-dir . -- python jobs/train.py CONFIG [key=value ...]
+joins the cluster that it runs on; started by hand, it starts Ray on this machine.
 """
 
 import os

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,9 +139,7 @@ def _run_stages(config: Path, overrides: list[str], stages: tuple[str, ...], as_
 @data_app.command("import")
 def data_import(
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    source: Annotated[
-        str, typer.Argument(help="`ml-100k`, or `files` (the default).")
-    ] = "files",
+    source: Annotated[str, typer.Argument(help="`ml-100k`, or `files` (the default).")] = "files",
     interactions: Annotated[Path | None, typer.Option(help="CSV or parquet.")] = None,
     items: Annotated[Path | None, typer.Option(help="CSV or parquet.")] = None,
     users: Annotated[Path | None, typer.Option(help="CSV or parquet.")] = None,
@@ -261,6 +259,28 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(2)
 
 
-def job(command: Callable[[], int] | None = None) -> None:  # pragma: no cover
-    """Exit with the command line's code; scripts under jobs/ end with this."""
-    raise SystemExit(main() if command is None else command())
+@app.command()
+def serve(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
+) -> None:
+    """Answer recommendation requests from a finished run until stopped (ctrl-c)."""
+    import signal
+    import threading
+
+    from raysys.cluster import ClusterSettings, connect
+    from raysys.serving.app import KEY_VARIABLE, api_key, start
+
+    key, fresh = api_key()
+    with connect(ClusterSettings()):
+        start(run_folder, key, port)
+        typer.echo(f"serving {run_folder} on http://127.0.0.1:{port}  (ctrl-c stops it)")
+        if fresh:
+            typer.echo(f"the key for this session ({KEY_VARIABLE} sets your own): {key}")
+        typer.echo(
+            f"try: curl -H 'Authorization: Bearer {key if fresh else f'${KEY_VARIABLE}'}' "
+            f"'http://127.0.0.1:{port}/v1/recommend/USER_ID?k=10'"
+        )
+        stopped = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+        stopped.wait()

@@ -157,7 +157,7 @@ def connect(settings: ClusterSettings) -> Iterator[Resources]:
     import ray
 
     if ray.is_initialized():
-        yield _cluster_resources()
+        yield connected_resources()
         return
     if settings.address == "local":
         local = local_resources(settings)
@@ -181,12 +181,13 @@ def connect(settings: ClusterSettings) -> Iterator[Resources]:
             ) from None
     _quiet_ray_data()
     try:
-        yield _cluster_resources()
+        yield connected_resources()
     finally:
         ray.shutdown()
 
 
-def _cluster_resources() -> Resources:
+def connected_resources() -> Resources:
+    """What the connected cluster has in all."""
     import ray
 
     total = ray.cluster_resources()  # type: ignore[no-untyped-call]

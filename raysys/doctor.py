@@ -39,11 +39,19 @@ def examine() -> list[Check]:
     disk = shutil.disk_usage(home() if home().exists() else home().anchor).free / GIB
     checks += [
         Check("cores", str(cores), cores >= 2, "raysys needs 2 cores"),
-        Check("memory", f"{have.memory_gib:.1f} GiB free", have.memory_gib >= MEMORY_GIB,
-              f"close other programs: the quick start needs {MEMORY_GIB:g} GiB"),
+        Check(
+            "memory",
+            f"{have.memory_gib:.1f} GiB free",
+            have.memory_gib >= MEMORY_GIB,
+            f"close other programs: the quick start needs {MEMORY_GIB:g} GiB",
+        ),
         Check("gpu", f"{have.gpus:g}", True),
-        Check("disk", f"{disk:.1f} GiB free below {home()}", disk >= DISK_GIB,
-              "free space, or set RAYSYS_HOME to a larger disk"),
+        Check(
+            "disk",
+            f"{disk:.1f} GiB free below {home()}",
+            disk >= DISK_GIB,
+            "free space, or set RAYSYS_HOME to a larger disk",
+        ),
         _running_ray(),
     ]
     checks += [

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from raysys import schema
-from raysys.data.filters import Rows
+from raysys.data.filters import Rows, has_repeats
 from raysys.data.splits import Labels, time_order
 from raysys.errors import UserError
 from raysys.store import read_table
@@ -106,9 +106,7 @@ class Dataset:
         chosen = np.isin(self.labels, codes)
         users, items = self.user_rows[chosen], self.item_rows[chosen]
         ones = np.ones(len(users), dtype=np.float32)
-        matrix = sparse.csr_matrix((ones, (users, items)), shape=self.shape)
-        matrix.sort_indices()
-        return matrix
+        return sparse.csr_matrix((ones, (users, items)), shape=self.shape)
 
 
 @dataclass(frozen=True)
@@ -153,8 +151,8 @@ class _Table:
 
     def refuse_repeats(self, pairs: Rows) -> None:
         """Refuse a (user, item) pair that is there twice: it could be train and test at once."""
-        _, first = np.unique(pairs, return_index=True)
-        if len(first) < len(pairs):
+        if has_repeats(pairs):
+            _, first = np.unique(pairs, return_index=True)
             row = int(np.setdiff1d(np.arange(len(pairs)), first, assume_unique=True)[0])
             raise self.error(row, schema.ITEM_ID, "is there twice for one user")
 

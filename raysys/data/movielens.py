@@ -78,9 +78,10 @@ def _item(title: str, genres: str, year: str) -> tuple[str, str | None, int | No
     if written:
         title, year = title[: written.start()], written[1]
     title = _TRAILING_ARTICLE.sub(_article_first, title)
+    joined = ", ".join(genres.split())
     if not year.isdecimal():
-        return title, ", ".join(genres.split()), None
-    return f"{title} ({year})", ", ".join(genres.split()), int(year)
+        return title, joined, None
+    return f"{title} ({year})", joined, int(year)
 
 
 def _article_first(match: re.Match[str]) -> str:

@@ -13,11 +13,19 @@ from pydantic import Field, model_validator
 from raysys.cluster import ClusterSettings, Resources, connect
 from raysys.data.dataset import Dataset
 from raysys.data.importers import ImportSettings
+from raysys.models.registry import ModelSettings
 from raysys.settings import Settings, nearest
 from raysys.store import RunDirectory
 from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
-from raysys.training.graph_models import ModelSettings, TrainSettings
+from raysys.training.loop import TrainSettings
+
+
+class TrainedModelSettings(ModelSettings):
+    """A model of a run."""
+
+    shuffle_profiles: bool = False
+    """The control: profiles are handed to the wrong users and items."""
 
 
 class EvaluateSettings(Settings):
@@ -60,7 +68,7 @@ class RunSettings(Settings):
     """Item and user profiles."""
     embeddings: EmbeddingSettings = EmbeddingSettings()
     """Vectors of the profiles."""
-    models: dict[str, ModelSettings] = Field(min_length=1)
+    models: dict[str, TrainedModelSettings] = Field(min_length=1)
     """The models to train, by name."""
     train: TrainSettings = TrainSettings()
     """Training of every model."""

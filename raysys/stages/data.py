@@ -19,10 +19,9 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
 def import_folder(settings: ImportSettings, target: Path) -> tuple[Manifest, bool]:
     """Import into `target`, unless it holds the same import of the same files already."""
     movielens = fetch("ml-100k") if settings.source == "ml-100k" else None
-    files = [settings.interactions, settings.items, settings.users]
-    if movielens is not None:
-        files = sorted(movielens.glob("ml-100k.*"))
-    hashes = {str(path.name): _hash(path) for path in files if path is not None}
+    given = (settings.interactions, settings.items, settings.users)
+    files = movielens.glob("ml-100k.*") if movielens else (path for path in given if path)
+    hashes = {path.name if movielens else str(path): _hash(path) for path in sorted(files)}
     return run_stage(
         target,
         "data",

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from scipy.sparse import csr_matrix
 
 from raysys.evaluation.protocols import RankingResult, all_rank
 from raysys.evaluation.report import Comparison, compare
 from raysys.models.popularity import Popularity
-from raysys.models.scorer import Scorer, load_scorer
+from raysys.models.saved import load_model
+from raysys.ranking.retrieve import ScoreBlock
 from raysys.schema import TEST, TRAIN, VALID
 from raysys.stages.context import RunContext
 from raysys.store import Manifest, StageReport, write_json
@@ -41,9 +40,9 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     relevant = dataset.matrix(TEST)
     shared = ray.put((mask, relevant, settings.ks))
     measure = ray.remote(num_cpus=1)(_measure)
-    scorers: dict[str, Scorer] = {POPULARITY: Popularity(train)}
+    scorers: dict[str, ScoreBlock] = {POPULARITY: Popularity(train).score_block}
     for name in context.settings.models:
-        scorers[name] = load_scorer(context.run.path("train") / name)
+        scorers[name] = load_model(context.run.path("train") / name).score_block
     pending = {name: measure.remote(scorer, shared) for name, scorer in scorers.items()}
     results: dict[str, RankingResult] = {name: ray.get(ref) for name, ref in pending.items()}
     evaluated = len(results[POPULARITY].users)
@@ -65,21 +64,26 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
 
 
 def _measure(
-    scorer: Scorer, shared: tuple[csr_matrix, csr_matrix, tuple[int, ...]]
+    score_block: ScoreBlock, shared: tuple[csr_matrix, csr_matrix, tuple[int, ...]]
 ) -> RankingResult:
     mask, relevant, ks = shared
-    return all_rank(scorer.score_block, mask, relevant, ks)
+    return all_rank(score_block, mask, relevant, ks)
 
 
 def _comparisons(context: RunContext, results: dict[str, RankingResult]) -> list[Comparison]:
-    """Every model against its own backbone trained without alignment, at the largest cut-off."""
+    """Aligned models against their plain backbone and their shuffled control, at the largest k."""
     models, k = context.settings.models, max(context.settings.evaluate.ks)
-    plain = {
-        model.backbone: name for name, model in models.items() if not model.aligned
-    }
+    pairs = []
+    for name, model in models.items():
+        if model.alignment is None:
+            continue
+        for other, rival in models.items():
+            plain = rival.alignment is None
+            control = rival.shuffle_profiles and rival.alignment == model.alignment
+            if other != name and rival.backbone == model.backbone and (plain or control):
+                pairs.append((name, other))
     return [
-        compare(results, name, plain[model.backbone], metric, context.settings.train.seed)
-        for name, model in models.items()
-        if model.aligned and model.backbone in plain
-        for metric in (f"recall@{k}", f"ndcg@{k}")
+        compare(results, name, other, f"{metric}@{k}", context.settings.train.seed)
+        for name, other in pairs
+        for metric in ("recall", "ndcg")
     ]

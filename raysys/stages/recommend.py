@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_matrix
 
-from raysys.models.scorer import Scorer, load_scorer
+from raysys.models.saved import Embeddings, load_model
 from raysys.observe import progress
 from raysys.ranking.retrieve import retrieve
 from raysys.schema import (
@@ -45,7 +45,7 @@ def _recommend(context: RunContext, output: Path) -> StageReport:
     dataset, settings = context.dataset, context.settings.recommend
     _ = context.resources  # Ray must be up before anything is put into its store.
     model = best_model(context) if settings.model == "best" else settings.model
-    scorer = load_scorer(context.run.path("train") / model)
+    scorer = load_model(context.run.path("train") / model)
     shared = ray.put((scorer, dataset.matrix(*SPLITS), settings.k))
     rank = ray.remote(num_cpus=1)(_rank)
     users = np.arange(len(dataset.user_ids))
@@ -75,7 +75,7 @@ def _recommend(context: RunContext, output: Path) -> StageReport:
     )
 
 
-def _rank(shared: tuple[Scorer, csr_matrix, int], users: np.ndarray[Any, Any]) -> Lists:
+def _rank(shared: tuple[Embeddings, csr_matrix, int], users: np.ndarray[Any, Any]) -> Lists:
     scorer, seen, k = shared
     return retrieve(scorer.score_block, users, seen, k)
 

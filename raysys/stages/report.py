@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from raysys.evaluation.report import (
     write_report,
 )
 from raysys.evaluation.report_plots import ItemMap
-from raysys.models.scorer import load_embeddings
+from raysys.models.saved import load_model
 from raysys.schema import (
     RECOMMENDATIONS_FILE,
     SCORE,
@@ -56,7 +57,7 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
         content = (context.run.path("report") / name).read_bytes()
         target = context.run.root / name
         if not target.is_file() or target.read_bytes() != content:
-            replace_file(target, lambda path, content=content: path.write_bytes(content))
+            replace_file(target, partial(Path.write_bytes, data=content))
     return done
 
 
@@ -81,13 +82,15 @@ def _report(context: RunContext, output: Path) -> StageReport:
         evaluated_users=measured["evaluated_users"],
         comparisons=[Comparison(**row) for row in measured["comparisons"]],
         stages={name: _summary(manifest) for name, manifest in manifests.items()},
-        curves={name: _curve(history(context, name)) for name in settings.models},
+        curves={
+            name: _curve(history(context.run.path("train") / name)) for name in settings.models
+        },
         users=_user_examples(context),
         item_profiles=_item_examples(context),
         config=settings.model_dump(mode="json"),
         versions=versions(),
     )
-    vectors = load_embeddings(context.run.path("train") / model).items
+    vectors = load_model(context.run.path("train") / model).items
     titles = [title or "" for title in dataset.items[TITLE].to_pylist()]
     write_report(data, output, ItemMap(np.asarray(vectors), _groups(context), titles))
     return StageReport(counts={"in": len(data.models), "ok": len(data.models), "dead_letter": 0})
@@ -111,7 +114,7 @@ def _user_examples(context: RunContext) -> list[UserExample]:
     """Users spread evenly over the table, with what they chose and what they get."""
     dataset, wanted = context.dataset, context.settings.report.users
     total = len(dataset.user_ids)
-    rows = np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(int)) if wanted else []
+    rows = np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(np.int64))
     lists = read_table(context.run.path("recommend") / RECOMMENDATIONS_FILE)
     titles = dataset.items[TITLE].to_pylist()
     profiles = summaries_in_order(context.run.path("user_profiles"), dataset.user_ids)

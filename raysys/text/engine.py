@@ -19,6 +19,7 @@ from raysys.cluster import (
     Pool,
     Resources,
     StagePlan,
+    connected_resources,
     cores_per,
     share,
 )
@@ -110,16 +111,13 @@ class VllmEngine:
 
     def replies(self, requests: Dataset) -> Dataset:
         """See `Engine.replies`; rows that fail carry the reason in `error`."""
-        import ray
         from ray.data.llm import (
             ChatTemplateStageConfig,
             build_processor,
             vLLMEngineProcessorConfig,
         )
 
-        resources = ray.cluster_resources()
-        have = Resources(resources.get("CPU", 0.0), resources.get("GPU", 0.0), 0.0)
-        engine = self.plan("", have).pools[0]
+        engine = self.plan("", connected_resources()).pools[0]
         settings = self._settings
         on_gpu = engine.gpus > 0
         config = vLLMEngineProcessorConfig(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys.data.filters import k_core, latest_of_pair
@@ -34,6 +34,7 @@ def test_k_core_zero_and_one_keep_everything() -> None:
     assert k_core(users, items, 1).all()
 
 
+@settings(deadline=None)
 @given(rows=pairs, k=st.integers(1, 4))
 def test_k_core_is_the_largest_such_set(rows: list[tuple[int, int]], k: int) -> None:
     # The plain algorithm: take away one poor row after another.
@@ -64,6 +65,7 @@ def test_latest_of_pair_uses_the_first_key_first() -> None:
     assert latest_of_pair(users, items, [late_early, early_late]).tolist() == [True, False]
 
 
+@settings(deadline=None)
 @given(rows=pairs)
 def test_latest_of_pair_keeps_each_pair_once(rows: list[tuple[int, int]]) -> None:
     keep = latest_of_pair(*arrays(rows), [])

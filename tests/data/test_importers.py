@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysys import schema
+from raysys.data import sources
 from raysys.data.dataset import Dataset
 from raysys.data.importers import ROW_REASONS, ImportSettings, import_data
 from raysys.settings import parse_settings
@@ -81,6 +82,7 @@ def test_every_row_is_accounted_for_by_hand(tmp_path: Path) -> None:
     assert rows(tmp_path, schema.USERS_FILE) == [{"user_id": "u1"}, {"user_id": "u3"}]
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     data=st.lists(
         st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(1, 5), st.integers(0, 9)),
@@ -129,8 +131,8 @@ def test_rows_are_conserved(
 def test_columns_come_in_order_and_folds_and_reviews_are_kept(tmp_path: Path) -> None:
     _, found = load(
         tmp_path,
-        b"text,u1_test,noise,when,who,what,stars\n"
-        b"nice,True,x,2020-01-02 00:00:10,u1,a,4\n,false,y,2020-01-02,u1,b,5\n",
+        b"text,u1_test,noise,title,when,who,what,stars\n"
+        b"nice,True,x,true,2020-01-02 00:00:10,u1,a,4\n,false,y,true,2020-01-02,u1,b,5\n",
         columns={
             "user_id": "who",
             "item_id": "what",
@@ -216,6 +218,15 @@ def test_byte_order_mark_blank_names_quotes_and_leading_zeros(tmp_path: Path) ->
         {"item_id": "b1", "title": 'One, "two"\nthree', "genres": "Drama", "year": "0042"},
         {"item_id": "b2", "title": None, "genres": None, "year": None},
     ]
+
+
+def test_a_row_of_several_lines_may_cross_a_reading_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 64)
+    items = b"item_id,title\n" + b"".join(b'%d,"two\nlines"\n' % n for n in range(50))
+    load(tmp_path, b"user_id,item_id\n" + b"".join(b"u,%d\n" % n for n in range(50)), items)
+    assert [row["title"] for row in rows(tmp_path, schema.ITEMS_FILE)] == ["two\nlines"] * 50
 
 
 def test_tab_separated_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ FILES = {
     "ml-100k.inter": (
         "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
         "196\t12\t3\t881250949\n196\t267\t5\t881250950\n"
-        "22\t1412\t1\t878887116\n22\t650\t2\t878887117\n22\t1535\t2\t878887118\n22\t9\t2\t1\n"
+        "22\t1412\t1\t878887116\n22\t650\t2\t878887117\n22\t1535\t2\t878887118\n22\t9\t2\t1\n22\t8\t2\t2\n"
     ),
     "ml-100k.item": (
         "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
@@ -25,6 +25,7 @@ FILES = {
         "1412\tLand Before Time III: The Time of the Great Giving (1995)\tV\tAnimation Children's\n"
         "650\tSeventh Seal, The (Sjunde inseglet, Det)\t1957\tDrama\n"
         "1535\tEnfer, L'\t1994\tDrama\n"
+        "8\tBabe\t\t\n"
         '9\t"Sex, Lies, and Paris, Texas\t1989\tDrama\n'
     ),
     "ml-100k.user": (
@@ -43,6 +44,7 @@ ITEMS = [
     ),
     ("650", "The Seventh Seal (Det Sjunde inseglet) (1957)", "Drama", 1957),
     ("1535", "L'Enfer (1994)", "Drama", 1994),
+    ("8", "Babe", None, None),
     ("9", '"Sex, Lies, and Paris, Texas (1989)', "Drama", 1989),
 ]
 
@@ -56,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_quirks_of_the_files(folder: Path) -> None:
     report = import_data(ImportSettings(source="ml-100k"), folder / "out", folder)
-    assert report.counts["interactions"] == 6
+    assert report.counts["interactions"] == 7
     data = Dataset.load(folder / "out")
     assert data.items.column_names == ["item_id", "title", "genres", "release_year"]
     assert [tuple(row.values()) for row in data.items.to_pylist()] == ITEMS

@@ -1,0 +1,254 @@
+"""The training loop of graph models: no Ray, resumable at any epoch.
+
+All randomness of epoch e comes from (seed, e), and of its step t from (seed, e, t). So a run
+that goes on from a checkpoint repeats exactly what an undisturbed run would have done, and
+several workers draw the same negatives and the same dropped edges without talking.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.sparse import csr_matrix, diags
+
+from raysys.errors import UserError
+from raysys.evaluation.protocols import all_rank
+from raysys.graph.sampling import NegativeSampler
+from raysys.models.base import Batch, Recommender
+from raysys.models.saved import Embeddings, load_parameters, parameters_of
+from raysys.settings import Settings
+from raysys.store import read_arrays, read_json, write_arrays, write_json
+from raysys.training.workers import Workers
+
+#: What decides the best epoch and the early stop.
+WATCHED = "recall@20"
+_STATE_FILE = "state.json"
+_TENSORS_FILE = "state.safetensors"
+
+
+class TrainSettings(Settings):
+    """How a graph model is trained; the defaults are RLMRec's."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Adam's step size."""
+    batch_size: int = Field(default=4096, ge=1)
+    """Positives in a step, over all workers together."""
+    epochs: int = Field(default=300, ge=1)
+    """Passes over the train interactions, at most."""
+    validate_every: int = Field(default=3, ge=1)
+    """Epochs between validations; the last epoch is always validated."""
+    patience: int = Field(default=5, ge=1)
+    """Validations without a better Recall@20 after which training stops."""
+    seed: int = Field(default=2023, ge=0)
+    """Start values, order, negatives and dropout all follow from it."""
+    checkpoint_every: int = Field(default=10, ge=1)
+    """Epochs between checkpoints: what a crash can cost."""
+    max_failures: int = Field(default=3, ge=0)
+    """Crashes of a worker that are answered by a restart from the newest checkpoint."""
+
+
+class GraphTraining:
+    """One training run: model, optimiser, and how far it has come.
+
+    Args:
+        model: on its device; trained in place.
+        train: (U, I) train interactions, the positives and the validation mask.
+        valid: (U, I) validation interactions; none or empty: no early stop, the last
+            epoch counts as the best.
+        settings: see `TrainSettings`.
+        workers: this worker's place among all.
+
+    Attributes:
+        epoch: finished epochs.
+        history: one row an epoch: epoch (from 1), loss, each named loss, recall@20 or null.
+        best_epoch, best_recall: of the best validation so far.
+        stale: validations since then.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        train: csr_matrix,
+        valid: csr_matrix | None,
+        settings: TrainSettings,
+        workers: Workers | None = None,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.workers = workers or Workers()
+        self.epoch = 0
+        self.history: list[dict[str, float | None]] = []
+        self.best_epoch = 0
+        self.best_recall: float | None = None
+        self.stale = 0
+        if train.nnz == 0:
+            raise UserError("the train split is empty: there is nothing to learn from.")
+        self._train = train
+        self._valid = None if valid is None else _unseen(valid, train)
+        positives = train.tocoo()
+        self._users = positives.row.astype(np.int64)
+        self._items = positives.col.astype(np.int64)
+        self._sampler = NegativeSampler(train)
+        self._device = model.graph.device
+        self._generator = torch.Generator(device=self._device)
+        self._parameters = list(model.parameters())
+        self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, fused=True)
+        self._best = parameters_of(model)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done or patience is used up."""
+        return self.epoch >= self.settings.epochs or self.stale >= self.settings.patience
+
+    def run(self, after_epoch: Callable[[GraphTraining], None] | None = None) -> None:
+        """Train until `finished`; `after_epoch` may save a checkpoint or show progress."""
+        while not self.finished:
+            self.train_epoch()
+            if after_epoch is not None:
+                after_epoch(self)
+
+    def train_epoch(self) -> None:
+        """One pass over all positives in a new order with new negatives, then validation if due.
+
+        Raises:
+            UserError: the loss is no longer a finite number.
+        """
+        figures = self._pass()
+        self.epoch += 1
+        if not math.isfinite(figures["loss"]):
+            raise UserError(
+                f"the loss is not finite in epoch {self.epoch}: lower train.learning_rate "
+                f"(now {self.settings.learning_rate:g}) or raise the temperature."
+            )
+        recall = None
+        due = self.epoch % self.settings.validate_every == 0
+        if self._valid is not None and (due or self.epoch == self.settings.epochs):
+            recall = self._validate(self._valid)
+        if self._valid is None or recall is not None:
+            self._compare(recall)
+        self.history.append({"epoch": self.epoch, **figures, WATCHED: recall})
+
+    def restore_best(self) -> None:
+        """Set the model to the parameters of the best epoch."""
+        load_parameters(self.model, self._best, Path("the best epoch"))
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint: safetensors and JSON."""
+        arrays = {f"model/{name}": array for name, array in parameters_of(self.model).items()}
+        arrays |= {f"best/{name}": array for name, array in self._best.items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                arrays[f"adam/{name}/{key}"] = value.detach().cpu().numpy()
+        write_arrays(folder / _TENSORS_FILE, arrays)
+        state = {
+            "epoch": self.epoch,
+            "best_epoch": self.best_epoch,
+            "best_recall": self.best_recall,
+            "stale": self.stale,
+            "history": self.history,
+        }
+        write_json(folder / _STATE_FILE, state)
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint of the same run.
+
+        Raises:
+            UserError: files are missing, broken or of another model.
+        """
+        arrays, path = read_arrays(folder / _TENSORS_FILE), folder / _TENSORS_FILE
+        load_parameters(self.model, _below(arrays, "model/"), path)
+        self._best = _below(arrays, "best/")
+        for name, parameter in self.model.named_parameters():
+            # The step count is a scalar; safetensors gives it back as an array of one.
+            self._optimizer.state[parameter] = {
+                key: torch.from_numpy(value.reshape(()) if key == "step" else value).to(
+                    self._device, copy=True
+                )
+                for key, value in _below(arrays, f"adam/{name}/").items()
+            }
+        state: dict[str, Any] = read_json(folder / _STATE_FILE)
+        self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        self.best_recall, self.stale = state["best_recall"], state["stale"]
+        self.history = state["history"]
+
+    def _pass(self) -> dict[str, float]:
+        """All steps of one epoch; returns each loss of the whole batch, mean over steps."""
+        batches = self._batches()
+        names: list[str] = []
+        totals = torch.zeros(0)
+        for step, batch in enumerate(batches):
+            self._generator.manual_seed(_seed(self.settings.seed, self.epoch, step))
+            self._optimizer.zero_grad(set_to_none=True)
+            named = self.model.losses(batch, self._generator)
+            shares = torch.stack(list(named.values()))
+            torch.autograd.backward(shares.sum())
+            self.workers.add_up_gradients(self._parameters)
+            self._optimizer.step()
+            if step == 0:
+                names, totals = list(named), torch.zeros_like(shares, dtype=torch.float64)
+            totals += shares.detach()
+        self.workers.add_up(totals)
+        means = (totals / len(batches)).tolist()
+        return {"loss": sum(means), **dict(zip(names, means, strict=True))}
+
+    def _batches(self) -> list[Batch]:
+        sequence = np.random.SeedSequence(self.settings.seed, spawn_key=(self.epoch,))
+        rng = np.random.default_rng(sequence)
+        order = rng.permutation(len(self._users))
+        owners = self._users[order]
+        columns = [
+            torch.split(torch.from_numpy(rows).to(self._device), self.settings.batch_size)
+            for rows in (owners, self._items[order], self._sampler.sample(owners, rng))
+        ]
+        return [
+            Batch(users, positives, negatives, self.workers.number, self.workers.count)
+            for users, positives, negatives in zip(*columns, strict=True)
+        ]
+
+    def _validate(self, valid: csr_matrix) -> float:
+        """Recall@20 over all validation users; each worker ranks for every n-th of them."""
+        mine = np.arange(valid.shape[0]) % self.workers.count == self.workers.number
+        share = diags(mine.astype(np.float32)) @ valid
+        share.eliminate_zeros()
+        figures = torch.zeros(2, dtype=torch.float64)
+        if share.nnz:
+            scores = Embeddings.of(self.model).score_block
+            recalls = all_rank(scores, self._train, share, ks=[20]).per_user[WATCHED]
+            figures += torch.tensor([recalls.sum(), len(recalls)])
+        figures = figures.to(self._device)
+        self.workers.add_up(figures)
+        return float(figures[0] / figures[1])
+
+    def _compare(self, recall: float | None) -> None:
+        if recall is None or self.best_recall is None or recall > self.best_recall:
+            self.best_epoch, self.best_recall, self.stale = self.epoch, recall, 0
+            self._best = parameters_of(self.model)
+        else:
+            self.stale += 1
+
+
+def _seed(seed: int, epoch: int, step: int) -> int:
+    """A well-mixed seed; nearby epochs and steps give unrelated streams."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(epoch, step))
+    return int(sequence.generate_state(1, np.uint64)[0])
+
+
+def _unseen(valid: csr_matrix, train: csr_matrix) -> csr_matrix | None:
+    """Validation pairs that are not in train; None where there are none."""
+    left = csr_matrix(valid - valid.multiply(train.astype(bool)), dtype=np.float32)
+    left.eliminate_zeros()
+    return left if left.nnz else None
+
+
+def _below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix, random_array
+
+from raysys.graph.bipartite import bipartite_graph
+
+
+def random_train(users: int = 13, items: int = 9, seed: int = 0) -> csr_matrix:
+    return csr_matrix(random_array((users, items), density=0.3, rng=seed, dtype=np.float32))
+
+
+def test_equals_the_dense_formula() -> None:
+    train = random_train()
+    dense = (train.toarray() > 0).astype(np.float64)
+    adjacency = np.block([[np.zeros((13, 13)), dense], [dense.T, np.zeros((9, 9))]])
+    root = np.sqrt(adjacency.sum(axis=1))
+    inverse = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+    expected = inverse[:, None] * adjacency * inverse[None, :]
+    np.testing.assert_allclose(bipartite_graph(train).matrix().to_dense(), expected, rtol=1e-6)
+
+
+def test_isolated_nodes_have_zero_rows_and_no_nan() -> None:
+    train = csr_matrix(([1.0], ([1], [2])), shape=(3, 4), dtype=np.float32)
+    dense = bipartite_graph(train).matrix().to_dense()
+    assert torch.isfinite(dense).all()
+    assert dense.count_nonzero() == 2
+    assert dense[1, 3 + 2] == dense[3 + 2, 1] == 1.0
+
+
+def test_repeated_and_zero_entries_are_one_edge_and_none() -> None:
+    repeated = csr_matrix(
+        (np.array([1, 1, 0, 5], dtype=np.float32), ([0, 0, 1, 1], [0, 0, 0, 1])), shape=(2, 2)
+    )
+    clean = csr_matrix(np.eye(2, dtype=np.float32))
+    torch.testing.assert_close(
+        bipartite_graph(repeated).matrix().to_dense(), bipartite_graph(clean).matrix().to_dense()
+    )
+
+
+def test_reverse_points_to_the_mirrored_entry() -> None:
+    graph = bipartite_graph(random_train(seed=3))
+    marks = torch.arange(1, len(graph.values) + 1, dtype=torch.float32)
+    marked = graph.matrix(marks).to_dense()
+    turned = graph.matrix(marks[graph.reverse]).to_dense()
+    torch.testing.assert_close(turned, marked.T)
+    torch.testing.assert_close(graph.reverse[graph.reverse], torch.arange(len(graph.values)))
+
+
+def test_empty_graph() -> None:
+    graph = bipartite_graph(csr_matrix((2, 3), dtype=np.float32))
+    assert graph.matrix().to_dense().count_nonzero() == 0
+    assert graph.nodes == 5

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix, random_array
+
+from raysys.errors import UserError
+from raysys.graph.sampling import NegativeSampler
+
+
+def test_never_a_positive_and_in_range() -> None:
+    train = csr_matrix(random_array((50, 20), density=0.6, rng=0, dtype=np.float32))
+    users = np.repeat(np.flatnonzero(np.diff(train.indptr) < 20), 200)
+    items = NegativeSampler(train).sample(users, np.random.default_rng(0))
+    assert items.dtype == np.int64
+    assert items.min() >= 0
+    assert items.max() < 20
+    assert not np.asarray(train[users, items]).any()
+
+
+def test_uniform_over_the_negatives() -> None:
+    train = csr_matrix(np.array([[1, 0, 1, 0, 0]], dtype=np.float32))
+    items = NegativeSampler(train).sample(np.zeros(30_000, int), np.random.default_rng(1))
+    counts = np.bincount(items, minlength=5)
+    # Expected 10,000 each with standard deviation 82.
+    assert counts[[0, 2]].sum() == 0
+    np.testing.assert_allclose(counts[[1, 3, 4]], 10_000, atol=330)
+
+
+def test_seeded() -> None:
+    train = csr_matrix(random_array((30, 20), density=0.3, rng=0, dtype=np.float32))
+    sampler, users = NegativeSampler(train), np.arange(30)
+    first = sampler.sample(users, np.random.default_rng(5))
+    np.testing.assert_array_equal(first, sampler.sample(users, np.random.default_rng(5)))
+    assert (first != sampler.sample(users, np.random.default_rng(6))).any()
+
+
+def test_user_with_one_item_left_gets_that_item() -> None:
+    row = np.ones((2, 4000), dtype=np.float32)
+    row[1, 1234] = row[0, 7] = 0
+    items = NegativeSampler(csr_matrix(row)).sample(np.array([1, 0, 1]), np.random.default_rng(0))
+    np.testing.assert_array_equal(items, [1234, 7, 1234])
+
+
+def test_user_with_all_items_is_refused() -> None:
+    train = csr_matrix(np.array([[1, 0], [1, 1]], dtype=np.float32))
+    with pytest.raises(UserError, match="user row 1 has all 2 items"):
+        NegativeSampler(train).sample(np.array([0, 1]), np.random.default_rng(0))
+    # Only users that are asked for matter.
+    assert NegativeSampler(train).sample(np.array([0]), np.random.default_rng(0))[0] == 1
+
+
+def test_no_positives_at_all() -> None:
+    sampler = NegativeSampler(csr_matrix((2, 3), dtype=np.float32))
+    assert len(sampler.sample(np.array([0, 1]), np.random.default_rng(0))) == 2

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_models import (
+    ITEMS,
+    USERS,
+    generator,
+    toy_batch,
+    toy_model,
+    toy_profiles,
+    toy_settings,
+    toy_train,
+)
+
+from raysys.errors import UserError
+from raysys.graph.bipartite import bipartite_graph
+from raysys.graph.propagation import drop_edges
+from raysys.models.align import Aligned, Profiles, matmul_type, shuffled
+from raysys.models.base import Batch
+from raysys.models.registry import build_model
+from raysys.store import write_arrays
+
+LEAKY = 0.01
+
+
+def rlmrec_losses(model: Aligned, keep: torch.Tensor, in_batch: bool) -> dict[str, torch.Tensor]:
+    """RLMRec's released loss written out densely; `keep` is the (N, N) dropped adjacency.
+
+    No unique rows, no counts, no blocks: every duplicate of the batch is its own row.
+    """
+    batch, backbone = toy_batch(), model.backbone
+    x0 = backbone.nodes
+    x1 = keep @ x0
+    final = x0 + x1 + keep @ x1
+    users, items = final[:USERS], final[USERS:]
+    anchors, positives, negatives = (
+        users[batch.users],
+        items[batch.positives],
+        items[batch.negatives],
+    )
+    difference = (anchors * positives).sum(1) - (anchors * negatives).sum(1)
+    named = {"bpr": -torch.nn.functional.logsigmoid(difference).mean()}
+
+    first, _, second = model.mlp
+    profiles = toy_profiles()
+
+    def text(matrix: np.ndarray) -> torch.Tensor:
+        hidden = torch.from_numpy(np.nan_to_num(matrix)) @ first.weight.T + first.bias
+        return torch.where(hidden > 0, hidden, LEAKY * hidden) @ second.weight.T + second.bias
+
+    def unit(x: torch.Tensor) -> torch.Tensor:
+        return x / (1e-8 + x.square().sum(1, keepdim=True)).sqrt()
+
+    def info_nce(e: torch.Tensor, t: torch.Tensor, everything: torch.Tensor) -> torch.Tensor:
+        e, t, everything = unit(e), unit(t), unit(everything)
+        return (torch.exp(e @ everything.T / 0.2).sum(1).log() - (e * t).sum(1) / 0.2).sum()
+
+    user_text, item_text = text(profiles.users), text(profiles.items)
+    has_user = torch.from_numpy(profiles.user_has_profile)
+    has_item = torch.from_numpy(profiles.item_has_profile)
+    u = has_user[batch.users]
+    p, n = has_item[batch.positives], has_item[batch.negatives]
+    user_targets = user_text[batch.users][u]
+    high, low = item_text[batch.positives][p], item_text[batch.negatives][n]
+    total = (
+        info_nce(anchors[u], user_targets, user_targets if in_batch else user_text[has_user])
+        + info_nce(positives[p], high, high)
+        + info_nce(negatives[n], low, low)
+    )
+    named["align"] = 0.3 * total / len(batch)
+    named["reg"] = 1e-3 * sum((w**2).sum() for w in model.parameters())
+    return named
+
+
+@pytest.mark.parametrize("denominator", ["rlmrec", "in_batch"])
+def test_one_adam_step_equals_the_dense_reference(denominator: str) -> None:
+    settings = toy_settings(denominator=denominator)
+    ours, reference = toy_model(settings), toy_model(settings)
+    keep = drop_edges(reference.graph, 0.8, generator()).forward.to_dense()
+    after = []
+    for model, named in (
+        (ours, ours.losses(toy_batch(), generator())),
+        (reference, rlmrec_losses(reference, keep, denominator == "in_batch")),
+    ):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        optimizer.zero_grad()
+        sum(named.values()).backward()
+        optimizer.step()
+        after.append(
+            {name: loss.item() for name, loss in named.items()}
+            | {name: w.grad.clone() for name, w in model.named_parameters()}
+            | {f"new {name}": w.detach().clone() for name, w in model.named_parameters()}
+        )
+    torch.testing.assert_close(after[0], after[1], rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("denominator", ["rlmrec", "in_batch"])
+@pytest.mark.parametrize("workers", [2, 3, 16])
+def test_shares_add_up_to_the_whole_batch(denominator: str, workers: int) -> None:
+    model = toy_model(toy_settings(denominator=denominator))
+
+    def gradients(batches: list[Batch]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        totals: dict[str, float] = {}
+        for batch in batches:
+            named = model.losses(batch, generator())
+            sum(named.values()).backward()
+            for name, loss in named.items():
+                totals[name] = totals.get(name, 0.0) + loss.item()
+        return totals | {name: w.grad.clone() for name, w in model.named_parameters()}
+
+    whole = gradients([toy_batch()])
+    shares = gradients([toy_batch(worker, workers) for worker in range(workers)])
+    torch.testing.assert_close(shares, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    model = toy_model()
+    named = model.losses(toy_batch(), generator())
+    del named["reg"]  # it reaches every parameter by definition
+    sum(named.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_weight_zero_is_the_backbone_alone() -> None:
+    aligned, alone = toy_model(toy_settings(kd_weight=0.0)), toy_model(toy_settings(aligned=False))
+    ours = aligned.losses(toy_batch(), generator())
+    theirs = alone.losses(toy_batch(), generator())
+    assert ours["align"] == 0
+    torch.testing.assert_close(ours["bpr"], theirs["bpr"])
+    torch.testing.assert_close(aligned.final_embeddings(), alone.final_embeddings())
+
+
+def test_null_profiles_are_counted_and_their_vectors_never_read() -> None:
+    model = toy_model()
+    assert isinstance(model, Aligned)
+    assert (model.null_users, model.null_items) == (1, 1)
+    clean = toy_profiles(nulls=False)
+    masks = np.ones(USERS, dtype=bool), np.ones(ITEMS, dtype=np.uint8)
+    masks[0][3] = masks[1][5] = 0
+    masked = build_model(
+        toy_settings(),
+        bipartite_graph(toy_train()),
+        Profiles.of(clean.users, clean.items, *masks),
+        seed=0,
+    )
+    torch.testing.assert_close(
+        model.losses(toy_batch(), generator()), masked.losses(toy_batch(), generator())
+    )
+
+
+def test_batch_without_any_profile() -> None:
+    model = toy_model()
+    named = model.losses(
+        Batch(torch.tensor([3]), torch.tensor([5]), torch.tensor([5])), generator()
+    )
+    sum(named.values()).backward()
+    assert named["align"] == 0
+
+
+def test_shuffled_deals_profiles_among_those_that_have_one() -> None:
+    profiles = toy_profiles()
+    dealt = shuffled(profiles, seed=4)
+    for before, after, hole in (
+        (profiles.users, dealt.users, 3),
+        (profiles.items, dealt.items, 5),
+    ):
+        assert np.isnan(after[hole]).all()
+        others = np.delete(np.arange(len(before)), hole)
+        assert sorted(map(tuple, after[others])) == sorted(map(tuple, before[others]))
+        assert (after[others] != before[others]).any(axis=1).mean() > 0.5
+    np.testing.assert_array_equal(dealt.users, shuffled(profiles, seed=4).users)
+    assert (shuffled(profiles, seed=5).items[0] != dealt.items[0]).any()
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    exact = toy_model().losses(toy_batch(), generator())["align"]
+    rough = toy_model(toy_settings(matmul="bfloat16")).losses(toy_batch(), generator())["align"]
+    assert rough.dtype == torch.float32
+    assert rough.item() == pytest.approx(exact.item(), rel=0.02)
+    assert rough.item() != exact.item()
+    assert matmul_type("float32", torch.device("cpu")) == torch.float32
+
+
+def test_profiles_from_a_file(tmp_path: Path) -> None:
+    profiles, path = toy_profiles(), tmp_path / "profiles.safetensors"
+    mask = np.ones(USERS, dtype=np.uint8)
+    mask[0] = 0
+    write_arrays(path, {"users": profiles.users, "items": profiles.items, "user_has_profile": mask})
+    loaded = Profiles.load(path, USERS, ITEMS)
+    assert np.flatnonzero(~loaded.user_has_profile).tolist() == [0, 3]
+    assert np.flatnonzero(~loaded.item_has_profile).tolist() == [5]
+    with pytest.raises(UserError, match=r"'items' has 18 rows, the data set has 19"):
+        Profiles.load(path, USERS, ITEMS + 1)
+    write_arrays(path, {"users": profiles.users})
+    with pytest.raises(UserError, match="no array 'items'"):
+        Profiles.load(path, USERS, ITEMS)
+
+
+def test_bad_profiles() -> None:
+    good = toy_profiles(nulls=False)
+    with pytest.raises(UserError, match="one width"):
+        Profiles.of(good.users, good.items[:, :4])
+    with pytest.raises(UserError, match="user_has_profile has shape"):
+        Profiles.of(good.users, good.items, np.ones(3, dtype=bool))
+    good.items[2, 1] = np.inf
+    with pytest.raises(UserError, match="item row 2 holds an infinite"):
+        Profiles.of(good.users, good.items)

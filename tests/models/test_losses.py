@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raysys.models import losses
+from raysys.models.losses import bpr, info_nce
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_info_nce(
+    queries: torch.Tensor,
+    targets: torch.Tensor,
+    keys: torch.Tensor,
+    temperature: float,
+    counts: torch.Tensor,
+) -> torch.Tensor:
+    cosine = torch.nn.functional.cosine_similarity
+    pairs = cosine(queries[:, None], keys[None], dim=2) / temperature
+    return (pairs.exp() * counts).sum(1).log() - cosine(queries, targets) / temperature
+
+
+@pytest.mark.parametrize("entries", [1, 25, 1 << 20])
+def test_info_nce_and_gradients_equal_the_plain_formula(
+    entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(losses._BLOCK_ENTRIES, "cpu", entries)
+    counts = torch.tensor([1.0, 3, 1, 2, 1, 1, 4, 1, 1], dtype=torch.float64)
+    results = []
+    for function in (plain_info_nce, info_nce):
+        inputs = [draw(n, 4, seed=n).requires_grad_() for n in (7, 7, 9)]
+        rows = function(*inputs, 0.3, counts)
+        (rows * torch.arange(1.0, 8)).sum().backward()
+        results.append([rows.detach(), *(tensor.grad for tensor in inputs)])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)
+
+
+def test_info_nce_does_not_overflow() -> None:
+    # exp(cosine / 0.001) reaches e^1000, beyond float64.
+    queries = draw(5, 3, seed=0, dtype=torch.float32).requires_grad_()
+    rows = info_nce(queries, queries.detach(), queries.detach(), 0.001)
+    rows.sum().backward()
+    assert torch.isfinite(rows).all()
+    assert torch.isfinite(queries.grad).all()
+    torch.testing.assert_close(rows.detach(), torch.zeros(5), atol=1e-3, rtol=0)
+
+
+def test_info_nce_of_zero_rows_and_of_nothing() -> None:
+    zero = torch.zeros(2, 3, requires_grad=True)
+    info_nce(zero, zero, zero, 0.2).sum().backward()
+    assert torch.isfinite(zero.grad).all()
+    empty = torch.zeros(0, 3, requires_grad=True)
+    assert info_nce(empty, empty, empty, 0.2).shape == (0,)
+
+
+def test_bpr_falls_when_the_positive_rises() -> None:
+    user = torch.tensor([[1.0, 0.0]])
+    positive = torch.tensor([[0.3, 0.1]], requires_grad=True)
+    negative = torch.tensor([[0.5, 0.1]], requires_grad=True)
+    bpr(user, positive, negative).sum().backward()
+    assert positive.grad[0, 0] < 0 < negative.grad[0, 0]

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from raysys.cli import STAGE_COMMANDS, main
+from raysys.pipeline import STAGES
+from raysys.settings import load_settings
+from raysys.stages.context import RunSettings
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    rows = [f"u{u},i{i},{1 + (u + i) % 5},{u * 10 + i}" for u in range(4) for i in range(5)]
+    (tmp_path / "inter.csv").write_text("user_id,item_id,rating,timestamp\n" + "\n".join(rows))
+    items = [f'i{i},"Title, {i}",Drama' for i in range(6)]
+    (tmp_path / "items.csv").write_text("item_id,title,genres\n" + "\n".join(items))
+    return tmp_path
+
+
+def import_words(files, *more):
+    return [
+        "data", "import", "--interactions", str(files / "inter.csv"),
+        "--items", str(files / "items.csv"), "--out", str(files / "out"), *more,
+    ]  # fmt: skip
+
+
+def test_import_prints_one_json_object_and_writes_the_manifest(files, capsys):
+    assert main(import_words(files, "--json")) == 0
+    value = json.loads(capsys.readouterr().out)
+    manifest = json.loads((files / "out" / "manifest.json").read_text())
+    assert value["counts"] == manifest["counts"]
+    assert {"users", "items", "interactions", "duplicates"} <= manifest["counts"].keys()
+    assert manifest["counts"]["items"] == 5
+    assert manifest["dropped"]["items_without_interactions"] == 1
+
+
+def test_a_changed_file_is_imported_again(files, capsys):
+    main(import_words(files))
+    with (files / "inter.csv").open("a") as file:
+        file.write("\nu0,i5,5,99\n")
+    assert main(import_words(files, "--json")) == 0
+    value = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not value["skipped"]
+    assert value["counts"]["interactions"] == 21
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--map", "user=uid"], "did you mean 'user_id'?"),
+        (["--map", "user_id"], "must look like ours=theirs"),
+        (["--map", "user_id=uid"], "uid"),
+        (["--split", "sideways"], "split.method"),
+        (["--k-core", "-1"], "k_core"),
+        (["--k-core", "50"], "no interaction is left"),
+    ],
+)
+def test_mistakes_exit_with_2_and_leave_nothing(files, capsys, more, word):
+    assert main(import_words(files, *more)) == 2
+    captured = capsys.readouterr()
+    assert word in captured.err
+    assert captured.out == ""
+    assert sorted(path.name for path in files.iterdir()) == ["inter.csv", "items.csv"]
+
+
+def test_a_wrong_config_key_exits_with_2_and_starts_nothing(tmp_path, capsys):
+    config = tmp_path / "c.toml"
+    out = (tmp_path / "run").as_posix()
+    config.write_text(f'out = "{out}"\n[data]\nsource = "ml-100k"\n[models.a]\nbackbon = "x"\n')
+    assert main(["run", str(config)]) == 2
+    assert "did you mean 'backbone'?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_command_names_what_must_run_first(tmp_path, capsys):
+    quick = CONFIGS[0].parent / "quickstart.toml"
+    assert main(["evaluate", str(quick), f"out={tmp_path / 'run'}"]) == 2
+    assert "raysys run CONFIG" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path):
+    settings = load_settings(RunSettings, path)
+    assert settings.models
+
+
+def test_commands_and_jobs_cover_the_stages():
+    covered = [stage for stages, _ in STAGE_COMMANDS.values() for stage in stages]
+    assert ["data", *covered] == list(STAGES)
+    jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert jobs == {"run", *STAGE_COMMANDS}
+
+
+def test_readme_commands_exist():
+    text = (ROOT / "README.md").read_text()
+    targets = (ROOT / "Makefile").read_text()
+    used = [line for line in text.splitlines() if line.startswith("make ")]
+    assert used
+    for line in used:
+        assert f"\n{line.split()[1]}:" in targets
+
+
+def test_version_matches_the_package(capsys):
+    assert main(["version", "--json"]) == 0
+    dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
+    assert dynamic == ["version"]
+    assert list(json.loads(capsys.readouterr().out)) == ["version"]
