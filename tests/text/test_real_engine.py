@@ -57,4 +57,4 @@ def test_vllm_writes_valid_profiles_on_two_cores_and_failures_do_not_stop_it(tmp
         assert 0 < row[GENERATED_TOKENS] <= 64
     assert len({row[REPLY] for row in good}) > 1, "the replies do not depend on the prompt"
     assert long[REPLY] == ""
-    assert "ValueError" in long[ERROR] or "too long" in long[ERROR].lower(), long[ERROR]
+    assert "maximum context length" in long[ERROR]
