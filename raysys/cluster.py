@@ -154,6 +154,7 @@ def connect(settings: ClusterSettings) -> Iterator[Resources]:
     A Ray that was already connected in this process is used and left running.
     A local start listens on loopback only and is shut down at the end.
     """
+    _quiet_libraries()
     import ray
 
     if ray.is_initialized():
@@ -180,6 +181,7 @@ def connect(settings: ClusterSettings) -> Iterator[Resources]:
                 "`ray up cluster.yaml`, or set cluster.address=local."
             ) from None
     _quiet_ray_data()
+    logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     try:
         yield connected_resources()
     finally:
@@ -206,9 +208,14 @@ def _stay_on_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
+def _quiet_libraries() -> None:
+    """Keep notes that no user can act on out of this process's output; our own logs stay."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+
 def _quiet_ray_data() -> None:
     """Our stages draw their own progress; Ray Data's bars and hints would overwrite it."""
-
     from ray.data import DataContext
 
     context = DataContext.get_current()

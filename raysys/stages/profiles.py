@@ -8,8 +8,8 @@ from raysys.text.profiles import ProfileSettings, profile_items, profile_users
 
 #: Settings of how the engine is run, which leave what it writes as it is.
 _HOW = {"engine": {"max_num_seqs", "batch_size", "kv_cache_gib", "tensor_parallel"}}
-_ITEMS_ONLY = {"item_words", "description_columns", "description_characters"}
-_USERS_ONLY = {"user_words", "items_per_user", "seed"}
+_ITEMS_ONLY = {"item_words", "item_examples", "description_columns", "description_characters"}
+_USERS_ONLY = {"user_words", "user_examples", "items_per_user", "seed"}
 
 
 def run_items(context: RunContext) -> tuple[Manifest, bool]:

@@ -25,6 +25,7 @@ from raysys.cluster import (
 )
 from raysys.schema import ENTITY_ID, GENERATED_TOKENS, PROMPT_TOKENS
 from raysys.settings import Settings
+from raysys.text.quantize import int8_model
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -36,6 +37,11 @@ REPLY = "reply"
 ERROR = "error"
 
 
+#: Blocks of 128 tokens, the default, would compute most of a shared prompt again; steps of more
+#: tokens than these fall out of the processor's caches and are a tenth slower (measured).
+CPU_ARGUMENTS = {"block_size": 32, "max_num_batched_tokens": 512}
+
+
 class EngineSettings(Settings):
     """Which LLM writes the texts, and how it is run."""
 
@@ -45,12 +51,14 @@ class EngineSettings(Settings):
     """An asset name, a local folder, or a hub id."""
     max_model_len: int = Field(default=2048, ge=128)
     """Prompt and reply tokens together."""
-    max_num_seqs: int = Field(default=64, ge=1)
+    max_num_seqs: int = Field(default=128, ge=1)
     """Sequences decoded together."""
     batch_size: int = Field(default=16, ge=1)
     """Rows of one Ray Data block: what a crash can cost is a few of these."""
     kv_cache_gib: float = Field(default=2.0, gt=0)
     """KV cache of one CPU engine; on a GPU vLLM takes what is free."""
+    cpu_quantization: Literal["none", "int8"] = "none"
+    """`int8`: a CPU engine computes with 8-bit weights and activations, 1.5 to 2 times as fast."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that share one engine."""
 
@@ -91,7 +99,7 @@ class VllmEngine:
         max_tokens: int,
     ) -> None:
         self._settings, self._cluster = settings, cluster
-        self._sampling = {
+        self.sampling_parameters = {
             **sampling.model_dump(),
             "max_tokens": max_tokens,
             # As a string: a nested dict does not survive the trip through Arrow.
@@ -121,13 +129,13 @@ class VllmEngine:
         settings = self._settings
         on_gpu = engine.gpus > 0
         config = vLLMEngineProcessorConfig(
-            model_source=model_path(settings.model),
-            engine_kwargs=self._engine_arguments(on_gpu),
+            model_source=self.model(on_gpu),
+            engine_kwargs=self.arguments(on_gpu),
             concurrency=(engine.actors, engine.actors),
             batch_size=settings.batch_size,
             # Twice what the engine decodes at once: it never waits for Ray Data.
             max_concurrent_batches=max(2, 2 * settings.max_num_seqs // settings.batch_size),
-            runtime_env={"env_vars": {} if on_gpu else self._cpu_environment()},
+            runtime_env={"env_vars": self.environment(on_gpu)},
             placement_group_config={
                 "bundles": [{"CPU": engine.cpus, **({"GPU": 1} if on_gpu else {})}]
                 * settings.tensor_parallel
@@ -139,7 +147,7 @@ class VllmEngine:
             tokenize_stage=False,
             detokenize_stage=False,
         )
-        sampling = self._sampling
+        sampling = self.sampling_parameters
 
         def request(row: dict[str, Any]) -> dict[str, Any]:
             return {
@@ -160,13 +168,20 @@ class VllmEngine:
             _reply_columns, batch_format="pyarrow", batch_size=None, num_cpus=SMALL_CPUS
         )
 
-    def _engine_arguments(self, on_gpu: bool) -> dict[str, Any]:
+    def model(self, on_gpu: bool) -> str:
+        """The folder or hub id that vLLM loads."""
+        path = model_path(self._settings.model)
+        return path if on_gpu or self._settings.cpu_quantization == "none" else int8_model(path)
+
+    def arguments(self, on_gpu: bool) -> dict[str, Any]:
+        """What vLLM is started with, beside the model."""
         settings = self._settings
         return {
             "max_model_len": settings.max_model_len,
             "max_num_seqs": settings.max_num_seqs,
             "dtype": "bfloat16" if on_gpu or fast_bfloat16() else "float32",
             "enable_prefix_caching": True,
+            **({} if on_gpu else CPU_ARGUMENTS),
             "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "ray",
             "tensor_parallel_size": settings.tensor_parallel,
             # On CPU there is nothing to capture; compiling would only delay the start.
@@ -179,11 +194,16 @@ class VllmEngine:
             "disable_log_stats": True,
         }
 
-    def _cpu_environment(self) -> dict[str, str]:
+    def environment(self, on_gpu: bool) -> dict[str, str]:
+        """Environment variables of the engine's process."""
+        if on_gpu:
+            return {}
         threads = cores_per(self._cluster.engine_replicas)
         environment = {
             "VLLM_CPU_KVCACHE_SPACE": f"{max(1, round(self._settings.kv_cache_gib))}",
             "OMP_NUM_THREADS": str(threads),
+            # Split by the load of the batch, attention would round differently each time.
+            "VLLM_CPU_ATTN_SPLIT_KV": "0",
         }
         if self._cluster.engine_replicas == 1:
             # Without it vLLM leaves one core unused.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysys.cluster import ClusterSettings, Resources
 from raysys.data.dataset import Dataset
@@ -50,6 +50,26 @@ REPLY_SLACK_TOKENS = 32
 TOKENS_PER_WORD = 2
 
 
+class KnownItem(Settings):
+    """What an example shows of an item."""
+
+    title: str
+    """Its title."""
+    description: str
+    """Its description."""
+
+
+class Example(Settings):
+    """A solved case that the LLM sees before each question."""
+
+    items: tuple[KnownItem, ...] = Field(min_length=1)
+    """The item; for a user, the items that the user chose."""
+    summarization: str
+    """The summarization that a good answer gives."""
+    reasoning: str = ""
+    """Its reasoning, needed where `reasoning_words` is above 0."""
+
+
 class ProfileSettings(Settings):
     """What the LLM is asked and how long it may answer. Defaults: RLMRec's prompts."""
 
@@ -69,10 +89,29 @@ class ProfileSettings(Settings):
     """Train interactions shown for a user, drawn at random by seed."""
     seed: int = 2023
     """Draws the interactions shown."""
+    item_examples: tuple[Example, ...] = ()
+    """Solved items, one item each. The paper has none; models below 1B parameters need them."""
+    user_examples: tuple[Example, ...] = ()
+    """Solved users."""
     engine: EngineSettings = EngineSettings()
     """The LLM."""
     sampling: SamplingSettings = SamplingSettings()
     """How it decodes."""
+
+    @model_validator(mode="after")
+    def _examples_are_complete(self) -> ProfileSettings:
+        if any(len(example.items) != 1 for example in self.item_examples):
+            raise ValueError("each of item_examples shows exactly one item")
+        if self.reasoning_words and not all(
+            example.reasoning for example in (*self.item_examples, *self.user_examples)
+        ):
+            raise ValueError("examples need `reasoning` where reasoning_words is above 0")
+        return self
+
+    def answer(self, example: Example) -> dict[str, str]:
+        """The reply that an example shows."""
+        reply = {"summarization": example.summarization}
+        return reply | ({"reasoning": example.reasoning} if self.reasoning_words else {})
 
 
 def profile_items(
@@ -82,28 +121,10 @@ def profile_items(
     dataset: Dataset,
     output: Path,
 ) -> StageReport:
-    """Write a profile for every item into `output`; see `_profile`."""
-    titles = dataset.items[TITLE].to_pylist()
-    descriptions = describe_items(dataset.items, settings)
-    chats = [
-        item_messages(
-            settings.noun,
-            settings.item_words,
-            settings.reasoning_words > 0,
-            {"title": title, "description": description},
-        )
-        for title, description in zip(titles, descriptions, strict=True)
-    ]
-    return _profile(
-        "item_profiles",
-        dataset.item_ids,
-        chats,
-        settings.item_words,
-        settings,
-        cluster,
-        have,
-        output,
-    )
+    """Write a profile for every item into `output`: rows in = profiles + dead letters."""
+    requests = item_requests(settings, dataset)
+    engine = profile_engine(settings, cluster, settings.item_words)
+    return _profile("item_profiles", requests, engine, settings, have, output)
 
 
 def profile_users(
@@ -114,34 +135,75 @@ def profile_users(
     item_profiles: Path,
     output: Path,
 ) -> StageReport:
-    """Write a profile for every user into `output`, from train interactions; see `_profile`.
+    """Write a profile for every user into `output`, from train interactions only.
 
     Args:
         item_profiles: the published folder of the item profile stage.
     """
-    titles = dataset.items[TITLE].to_pylist()
     summaries = summaries_in_order(item_profiles, dataset.item_ids)
+    requests = user_requests(settings, dataset, summaries)
+    engine = profile_engine(settings, cluster, settings.user_words)
+    return _profile("user_profiles", requests, engine, settings, have, output)
+
+
+def item_requests(settings: ProfileSettings, dataset: Dataset) -> pa.Table:
+    """What the LLM is asked about each item, as `REQUEST_SCHEMA`."""
+    titles = dataset.items[TITLE].to_pylist()
+    descriptions = describe_items(dataset.items, settings)
+    examples = [
+        (example.items[0].model_dump(), settings.answer(example))
+        for example in settings.item_examples
+    ]
+    chats = [
+        item_messages(
+            settings.noun,
+            settings.item_words,
+            settings.reasoning_words > 0,
+            {"title": title, "description": description},
+            examples,
+        )
+        for title, description in zip(titles, descriptions, strict=True)
+    ]
+    return _requests(dataset.item_ids, chats)
+
+
+def user_requests(
+    settings: ProfileSettings, dataset: Dataset, summaries: list[str | None]
+) -> pa.Table:
+    """What the LLM is asked about each user, as `REQUEST_SCHEMA`.
+
+    Args:
+        summaries: the summarization of each item; None where there is no profile.
+    """
+    titles = dataset.items[TITLE].to_pylist()
     evidence = sample_per_user(
         *dataset.pairs(TRAIN), len(dataset.user_ids), settings.items_per_user, settings.seed
     )
+    examples = [
+        ([item.model_dump() for item in example.items], settings.answer(example))
+        for example in settings.user_examples
+    ]
     chats = [
         user_messages(
             settings.noun,
             settings.user_words,
             settings.reasoning_words > 0,
             [{"title": titles[item], "description": summaries[item]} for item in items],
+            examples,
         )
         for items in evidence
     ]
-    return _profile(
-        "user_profiles",
-        dataset.user_ids,
-        chats,
-        settings.user_words,
-        settings,
+    return _requests(dataset.user_ids, chats)
+
+
+def profile_engine(settings: ProfileSettings, cluster: ClusterSettings, words: int) -> VllmEngine:
+    """An engine that writes profiles of at most `words` words, and reasoning where asked for."""
+    return VllmEngine(
+        settings.engine,
         cluster,
-        have,
-        output,
+        settings.sampling,
+        schema=profile_schema(words, settings.reasoning_words),
+        max_tokens=TOKENS_PER_WORD * (words + settings.reasoning_words) + REPLY_SLACK_TOKENS,
     )
 
 
@@ -193,28 +255,20 @@ def summaries_in_order(folder: Path, ids: np.ndarray[Any, Any]) -> list[str | No
     return summaries
 
 
+def _requests(ids: np.ndarray[Any, Any], chats: list[list[Message]]) -> pa.Table:
+    texts = [json.dumps(chat) for chat in chats]
+    return pa.table([pa.array(ids, pa.string()), pa.array(texts, pa.string())], REQUEST_SCHEMA)
+
+
 def _profile(
     stage: str,
-    ids: np.ndarray[Any, Any],
-    chats: list[list[Message]],
-    words: int,
+    requests: pa.Table,
+    engine: VllmEngine,
     settings: ProfileSettings,
-    cluster: ClusterSettings,
     have: Resources,
     output: Path,
 ) -> StageReport:
-    """Generate, check and write profiles: rows in = profiles + dead letters."""
-    requests = pa.table(
-        [pa.array(ids, pa.string()), pa.array([json.dumps(chat) for chat in chats], pa.string())],
-        schema=REQUEST_SCHEMA,
-    )
-    engine = VllmEngine(
-        settings.engine,
-        cluster,
-        settings.sampling,
-        schema=profile_schema(words, settings.reasoning_words),
-        max_tokens=TOKENS_PER_WORD * (words + settings.reasoning_words) + REPLY_SLACK_TOKENS,
-    )
+    """Generate, check and write profiles and dead letters."""
     replies = generate(
         requests,
         engine,

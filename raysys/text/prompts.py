@@ -7,10 +7,16 @@ text comes from outside and is hostile: it only ever enters as a JSON string.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 #: A chat message as every engine takes it.
 Message = dict[str, str]
+#: What is known of one item: `title`, `description` and, for a user's items, `review`.
+Evidence = Mapping[str, str | None]
+#: The reply to an example: `summarization` and, where it is asked for, `reasoning`.
+Answer = Mapping[str, str]
+EvidenceT = TypeVar("EvidenceT")
 
 ITEM_INSTRUCTION = """\
 You will serve as an assistant to help me summarize which types of users would enjoy a specific \
@@ -50,17 +56,30 @@ def _answer(text: str, noun: str, reasoning: bool) -> str:
 
 
 def item_messages(
-    noun: str, words: int, reasoning: bool, evidence: Mapping[str, str | None]
+    noun: str,
+    words: int,
+    reasoning: bool,
+    evidence: Evidence,
+    examples: Sequence[tuple[Evidence, Answer]] = (),
 ) -> list[Message]:
-    """RLMRec item prompt (Figure 7) for `{title, description}`."""
+    """RLMRec item prompt (Figure 7) for `{title, description}`.
+
+    Args:
+        examples: solved cases shown before the question; the paper has none, small
+            models need them.
+    """
     system = ITEM_INSTRUCTION.format(
         noun=noun, words=words, answer=_answer(ITEM_ANSWER, noun, reasoning)
     )
-    return [_message("system", system), _message("user", _as_json(evidence))]
+    return _chat(system, examples, _as_json, evidence)
 
 
 def user_messages(
-    noun: str, words: int, reasoning: bool, evidence: Sequence[Mapping[str, str | None]]
+    noun: str,
+    words: int,
+    reasoning: bool,
+    evidence: Sequence[Evidence],
+    examples: Sequence[tuple[Sequence[Evidence], Answer]] = (),
 ) -> list[Message]:
     """RLMRec user prompt (Figure 8) for a list of `{title, description[, review]}`."""
     with_review = any("review" in row for row in evidence)
@@ -68,13 +87,30 @@ def user_messages(
     system = USER_INSTRUCTION.format(
         noun=noun, words=words, review=review, answer=_answer(USER_ANSWER, noun, reasoning)
     )
+    return _chat(system, examples, _chosen, evidence)
+
+
+def _chosen(evidence: Sequence[Evidence]) -> str:
     items = ",\n".join(_as_json(row) for row in evidence)
-    return [_message("system", system), _message("user", f"CHOSEN ITEMS: [\n{items}\n]")]
+    return f"CHOSEN ITEMS: [\n{items}\n]"
+
+
+def _chat(
+    system: str,
+    examples: Sequence[tuple[EvidenceT, Answer]],
+    ask: Callable[[EvidenceT], str],
+    evidence: EvidenceT,
+) -> list[Message]:
+    messages = [_message("system", system)]
+    for shown, answer in examples:
+        reply = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+        messages += [_message("user", ask(shown)), _message("assistant", reply)]
+    return [*messages, _message("user", ask(evidence))]
 
 
 def _message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
-def _as_json(row: Mapping[str, str | None]) -> str:
+def _as_json(row: Evidence) -> str:
     return json.dumps({key: value or "None" for key, value in row.items()}, ensure_ascii=False)

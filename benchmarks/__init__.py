@@ -1,0 +1,1 @@
+"""Measurements, each run as `python -m benchmarks.NAME`; the last line is one JSON object."""
