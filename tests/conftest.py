@@ -9,6 +9,6 @@ from raysys.cluster import ClusterSettings, Resources, connect
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[Resources]:
-    """One Ray on this machine for all tests marked `ray`; four logical CPUs whatever it has."""
-    with connect(ClusterSettings(address="local", cpus=4, gpus=0, object_store_gib=0.2)) as have:
+    """One Ray on this machine for all tests marked `ray`: two CPUs, the least we promise."""
+    with connect(ClusterSettings(address="local", cpus=2, gpus=0, object_store_gib=0.2)) as have:
         yield have

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from raysys.cluster import ClusterSettings, Resources
 from raysys.data.dataset import Dataset
+from raysys.errors import UserError
 from raysys.schema import (
     DEAD_LETTER_FILE,
     DEAD_LETTER_SCHEMA,
@@ -36,7 +37,7 @@ from raysys.schema import (
     TITLE,
     TRAIN,
 )
-from raysys.settings import Settings
+from raysys.settings import Settings, nearest
 from raysys.store import StageReport, read_table, write_table
 from raysys.text.engine import ERROR, REPLY, EngineSettings, SamplingSettings, VllmEngine
 from raysys.text.generation import PARTS, REQUEST_SCHEMA, generate
@@ -208,11 +209,19 @@ def profile_engine(settings: ProfileSettings, cluster: ClusterSettings, words: i
 
 
 def describe_items(items: pa.Table, settings: ProfileSettings) -> list[str | None]:
-    """One description an item: its `description`, else `column: value; …` over its columns."""
+    """One description an item: its `description`, else `column: value; …` over its columns.
+
+    Raises:
+        UserError: a column of the settings is not there.
+    """
     skip = {ITEM_ID, TITLE, DESCRIPTION}
     columns = settings.description_columns or tuple(
         name for name in items.column_names if name not in skip
     )
+    for name in columns:
+        if name not in items.column_names:
+            close = nearest(name, items.column_names)
+            raise UserError(f"profiles.description_columns: items have no column '{name}': {close}")
     own = items[DESCRIPTION].to_pylist() if DESCRIPTION in items.column_names else None
     rows = items.select(list(columns)).to_pylist()
     found: list[str | None] = []

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raysys.errors import UserError
 from raysys.schema import ENTITY_ID, PROFILES_FILE, SUMMARY
 from raysys.store import write_table
 from raysys.text.engine import ERROR, REPLY
@@ -41,6 +42,38 @@ def test_user_prompt_lists_the_items():
     assert user["content"].count('{"title": "A", "description": "B"}') == 2
 
 
+def test_examples_are_shown_as_turns_before_the_question():
+    settings = ProfileSettings(
+        reasoning_words=0,
+        item_examples=({"items": [{"title": "A", "description": "B"}], "summarization": "C"},),
+        user_examples=({"items": [{"title": "A", "description": "B"}] * 2, "summarization": "D"},),
+    )
+    (item,) = settings.item_examples
+    chat = item_messages(
+        "book",
+        9,
+        False,
+        {"title": "x", "description": None},
+        [(item.items[0].model_dump(), settings.answer(item))],
+    )
+    assert [turn["role"] for turn in chat] == ["system", "user", "assistant", "user"]
+    assert chat[1]["content"] == '{"title": "A", "description": "B"}'
+    assert chat[2]["content"] == '{"summarization":"C"}'
+    (user,) = settings.user_examples
+    shown = [known.model_dump() for known in user.items]
+    chat = user_messages("book", 9, False, shown[:1], [(shown, settings.answer(user))])
+    assert chat[1]["content"].count('"title": "A"') == 2
+    assert chat[3]["content"].count('"title": "A"') == 1
+
+
+def test_examples_must_be_complete():
+    pair = {"items": [{"title": "A", "description": "B"}] * 2, "summarization": "C"}
+    with pytest.raises(ValueError, match="exactly one item"):
+        ProfileSettings(reasoning_words=0, item_examples=(pair,))
+    with pytest.raises(ValueError, match="examples need `reasoning`"):
+        ProfileSettings(reasoning_words=50, user_examples=(pair,))
+
+
 def test_descriptions_use_attributes_where_there_is_no_description():
     items = pa.table(
         {
@@ -54,6 +87,8 @@ def test_descriptions_use_attributes_where_there_is_no_description():
     assert describe_items(items, ProfileSettings()) == ["A long tale", "genres: Comedy", None]
     only = ProfileSettings(description_columns=("release_year", "genres"))
     assert describe_items(items, only)[0] == "release year: 1995; genres: Drama"
+    with pytest.raises(UserError, match="no column 'genre': did you mean 'genres'"):
+        describe_items(items, ProfileSettings(description_columns=("genre",)))
     short = ProfileSettings(description_characters=20, description_columns=("description",))
     assert describe_items(items, short)[0] == "description: A long "
 

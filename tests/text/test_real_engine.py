@@ -7,7 +7,7 @@ import json
 import pyarrow as pa
 import pytest
 
-from raysys.cluster import ClusterSettings, Resources
+from raysys.cluster import ClusterSettings
 from raysys.schema import ENTITY_ID, GENERATED_TOKENS, PROMPT_TOKENS
 from raysys.text.engine import ERROR, MESSAGES, REPLY, EngineSettings, SamplingSettings, VllmEngine
 from raysys.text.generation import generate
@@ -21,8 +21,7 @@ TITLES = ["Toy Story (1995)", "Alien (1979)", 'Say "Hi" \\ ünïcode', "Heat (19
 @pytest.mark.ray
 @pytest.mark.engine
 @pytest.mark.timeout(400)
-@pytest.mark.usefixtures("local_ray")
-def test_vllm_writes_valid_profiles_on_two_cores_and_failures_do_not_stop_it(tmp_path):
+def test_vllm_writes_valid_profiles_on_two_cores_and_failures_do_not_stop_it(tmp_path, local_ray):
     """The default plan runs on 2 CPUs; a prompt that is too long becomes an error row."""
     chats = [
         item_messages("movie", WORDS, False, {"title": title, "description": "genres: Drama"})
@@ -36,15 +35,16 @@ def test_vllm_writes_valid_profiles_on_two_cores_and_failures_do_not_stop_it(tmp
         }
     )
     engine = VllmEngine(
-        EngineSettings(max_model_len=512, max_num_seqs=4, batch_size=3, kv_cache_gib=1),
+        EngineSettings(
+            max_model_len=512, max_num_seqs=4, batch_size=3, kv_cache_gib=1, cpu_quantization="int8"
+        ),
         ClusterSettings(),
         SamplingSettings(),
         schema=profile_schema(WORDS, 0),
         max_tokens=64,
     )
-    have = Resources(cpus=2.0, gpus=0.0, memory_gib=8.0)
     replies = generate(
-        requests, engine, tmp_path, stage="item_profiles", have=have, block_rows=3
+        requests, engine, tmp_path, stage="item_profiles", have=local_ray, block_rows=3
     ).to_pylist()
     assert [row[ENTITY_ID] for row in replies] == requests[ENTITY_ID].to_pylist()
     *good, long = replies
