@@ -282,5 +282,6 @@ def serve(
             f"'http://127.0.0.1:{port}/v1/recommend/USER_ID?k=10'"
         )
         stopped = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
         stopped.wait()

@@ -114,13 +114,14 @@ def api_key() -> tuple[str, bool]:
 
 
 def start(run: Path, key: str, port: int) -> None:
-    """Deploy on the connected Ray; returns when the deployment answers."""
+    """Deploy on the connected local Ray, on loopback only; returns when it answers."""
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     folder = run.resolve()
 
     def build() -> FastAPI:
+        _replica_on_loopback()
         return web_app(Recommender(folder), key)
 
     @serve.deployment(
@@ -137,3 +138,18 @@ def start(run: Path, key: str, port: int) -> None:
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port, request_timeout_s=TIMEOUT_S))
     application: Any = Ingress
     serve.run(application.bind(), name="raysys", route_prefix="/")
+
+
+def _replica_on_loopback() -> None:
+    """Make this replica's port for calls between deployments bind 127.0.0.1.
+
+    Serve binds it to all interfaces, whatever the HTTP options say, and what arrives
+    there is unpickled. Runs in the replica before that port is opened.
+    """
+    from ray.serve._private import replica
+
+    module: Any = replica
+    bind = module.add_port_to_grpc_server
+    module.add_port_to_grpc_server = lambda server, address: bind(
+        server, address.replace("[::]", "127.0.0.1")
+    )

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import socket
+
+import httpx
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
@@ -86,3 +90,27 @@ def test_a_key_is_made_only_where_none_is_set(monkeypatch):
     key, fresh = serving.api_key()
     assert fresh
     assert len(key) >= 32
+
+
+@pytest.mark.ray
+def test_serve_answers_and_nothing_listens_beyond_loopback(run, local_ray):
+    from ray import serve
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serving.start(run, "secret", port)
+    try:
+        url = f"http://127.0.0.1:{port}/v1/recommend/u2?k=5"
+        assert httpx.get(url, headers=KEY, timeout=10).json()["items"][0]["item_id"] == "b"
+        assert httpx.get(url, timeout=10).status_code == 401
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = {
+            connection.laddr.ip.removeprefix("::ffff:")
+            for process in family
+            for connection in process.net_connections(kind="tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
+    finally:
+        serve.shutdown()
