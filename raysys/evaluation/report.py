@@ -165,7 +165,9 @@ def render(data: ReportData, item_map: ItemMap | None = None, seed: int = 0) -> 
     environment.filters.update(plain=_plain, duration=_duration, words=_words)
     template = resources.files("raysys.evaluation").joinpath("report.html")
     controls = [name for name in data.models if name.endswith(CONTROL_SUFFIX)]
-    metrics = list(dict.fromkeys(key for row in data.models.values() for key in row))
+    found = dict.fromkeys(key for row in data.models.values() for key in row)
+    # The longest lists first: the papers' main columns stand where they are seen at once.
+    metrics = sorted(found, key=lambda key: -int(key.partition("@")[2] or 0))
     kinds = {key.partition("@")[0] for key in metrics}
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         data=data,
@@ -245,11 +247,11 @@ def _findings(data: ReportData, metrics: list[str]) -> list[str]:
         if found is None:
             end = "no interval was computed, so a small difference may be chance"
         elif found.low > 0:
-            end = "the interval of the difference lies above zero: the right text helped"
+            end = "the interval of the difference lies above zero: the right text is better than wrong text"
         elif found.high < 0:
-            end = "the interval of the difference lies below zero: the right text did harm"
+            end = "the interval of the difference lies below zero: the right text is worse than wrong text"
         else:
-            end = "the interval of the difference holds zero: no sign that the text helped"
+            end = "the interval of the difference holds zero: no sign that the text is what helps"
         sentences.append(f"{start}; {end}.")
     return sentences
 
