@@ -247,11 +247,11 @@ def _findings(data: ReportData, metrics: list[str]) -> list[str]:
         if found is None:
             end = "no interval was computed, so a small difference may be chance"
         elif found.low > 0:
-            end = "the interval of the difference lies above zero: the right text is better than wrong text"
+            end = "the interval of the difference lies above zero: right text beats wrong text"
         elif found.high < 0:
-            end = "the interval of the difference lies below zero: the right text is worse than wrong text"
+            end = "the interval of the difference lies below zero: wrong text beats right text"
         else:
-            end = "the interval of the difference holds zero: no sign that the text is what helps"
+            end = "the interval of the difference holds zero: no sign that the text helped"
         sentences.append(f"{start}; {end}.")
     return sentences
 

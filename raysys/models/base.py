@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
+from torch.nn import init
 
 from raysys.graph.bipartite import BipartiteGraph
+from raysys.models.losses import bpr
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,55 @@ class Recommender(torch.nn.Module, ABC):
     def final_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings to score with, no dropout: users (U, d), items (I, d)."""
         return self.propagate_nodes(self.initial_embeddings(), None)
+
+
+class NodeRecommender(Recommender):
+    """A backbone whose layer 0 is one trainable table and whose main loss is BPR.
+
+    Args:
+        graph: train edges.
+        reg: see `Recommender`.
+        width: columns of the table.
+        generator: CPU random state for its start (Xavier uniform, users and items each as
+            one (rows, width) matrix).
+    """
+
+    def __init__(
+        self, graph: BipartiteGraph, reg: float, width: int, generator: torch.Generator
+    ) -> None:
+        super().__init__(graph, reg)
+        tables = [
+            init.xavier_uniform_(torch.empty(rows, width), generator=generator)
+            for rows in (graph.users, graph.items)
+        ]
+        # One table saves joining the two, and splitting their gradient, in every step.
+        self.nodes = torch.nn.Parameter(torch.cat(tables))
+
+    @property
+    def width(self) -> int:
+        """Columns of the table; backbones that join layers have more."""
+        return self.nodes.shape[1]
+
+    def initial_embeddings(self) -> torch.Tensor:
+        """(N, width) trainable layer 0."""
+        return self.nodes
+
+    def sides(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, d) -> users (U, d) and items (I, d)."""
+        users, items = torch.split(nodes, [self.graph.users, self.graph.items])
+        return users, items
+
+    def batch_losses(
+        self,
+        users: torch.Tensor,
+        items: torch.Tensor,
+        batch: Batch,
+        generator: torch.Generator,
+    ) -> dict[str, torch.Tensor]:
+        """BPR, averaged over the global batch."""
+        rows = bpr(
+            users.index_select(0, batch.share(batch.users)),
+            items.index_select(0, batch.share(batch.positives)),
+            items.index_select(0, batch.share(batch.negatives)),
+        )
+        return {"bpr": rows.sum() / len(batch)}

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch.nn import init
 
 from raysys.graph.bipartite import BipartiteGraph
 from raysys.graph.propagation import drop_edges, full_adjacency, propagate_sum
-from raysys.models.base import Batch, Recommender
-from raysys.models.losses import bpr
+from raysys.models.base import NodeRecommender
 from raysys.settings import Settings
 
 
@@ -26,7 +24,7 @@ class LightGCNSettings(Settings):
     """Weight of the squared norm of all parameters."""
 
 
-class LightGCN(Recommender):
+class LightGCN(NodeRecommender):
     """E = Σ_{l=0..L} Â^l E⁰, loss = mean BPR + reg·Σ‖W‖².
 
     Source: LightGCN (He 2020), equations 7 and 15; RLMRec's code takes the *sum* of the
@@ -35,30 +33,14 @@ class LightGCN(Recommender):
     Args:
         settings: see `LightGCNSettings`.
         graph: train edges.
-        generator: CPU random state for the initial embeddings (Xavier uniform, users and
-            items each as one (rows, d) matrix).
+        generator: CPU random state for the initial embeddings.
     """
 
     def __init__(
         self, settings: LightGCNSettings, graph: BipartiteGraph, generator: torch.Generator
     ) -> None:
-        super().__init__(graph, settings.reg)
+        super().__init__(graph, settings.reg, settings.width, generator)
         self.settings = settings
-        tables = [
-            init.xavier_uniform_(torch.empty(rows, settings.width), generator=generator)
-            for rows in (graph.users, graph.items)
-        ]
-        # One table saves joining the two, and splitting their gradient, in every step.
-        self.nodes = torch.nn.Parameter(torch.cat(tables))
-
-    @property
-    def width(self) -> int:
-        """d."""
-        return self.settings.width
-
-    def initial_embeddings(self) -> torch.Tensor:
-        """(N, d) trainable layer 0."""
-        return self.nodes
 
     def propagate_nodes(
         self, start: torch.Tensor, generator: torch.Generator | None
@@ -68,21 +50,4 @@ class LightGCN(Recommender):
             adjacency = full_adjacency(self.graph)
         else:
             adjacency = drop_edges(self.graph, self.settings.keep_rate, generator)
-        final = propagate_sum(adjacency, start, self.settings.layers)  # (N, d)
-        users, items = torch.split(final, [self.graph.users, self.graph.items])
-        return users, items
-
-    def batch_losses(
-        self,
-        users: torch.Tensor,
-        items: torch.Tensor,
-        batch: Batch,
-        generator: torch.Generator,
-    ) -> dict[str, torch.Tensor]:
-        """BPR, averaged over the global batch."""
-        rows = bpr(
-            users.index_select(0, batch.share(batch.users)),
-            items.index_select(0, batch.share(batch.positives)),
-            items.index_select(0, batch.share(batch.negatives)),
-        )
-        return {"bpr": rows.sum() / len(batch)}
+        return self.sides(propagate_sum(adjacency, start, self.settings.layers))

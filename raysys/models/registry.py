@@ -11,7 +11,9 @@ from raysys.errors import UserError
 from raysys.graph.bipartite import BipartiteGraph
 from raysys.models.align import Aligned, ContrastiveAlignment, Profiles
 from raysys.models.base import Recommender
+from raysys.models.gccf import GCCF, GCCFSettings
 from raysys.models.lightgcn import LightGCN, LightGCNSettings
+from raysys.models.sgl import SGL, SGLSettings, SimGCL, SimGCLSettings
 from raysys.settings import Settings, nearest, parse_settings
 
 #: Name, settings class, and a model built from (settings, graph, generator).
@@ -34,6 +36,9 @@ def registry(*entries: tuple[str, type[Settings], type[Recommender]]) -> dict[st
 
 BACKBONES = registry(
     ("lightgcn", LightGCNSettings, LightGCN),
+    ("gccf", GCCFSettings, GCCF),
+    ("sgl", SGLSettings, SGL),
+    ("simgcl", SimGCLSettings, SimGCL),
 )
 
 

@@ -162,9 +162,9 @@ def test_best_of_each_column_is_bold_and_ties_share_it() -> None:
 @pytest.mark.parametrize(
     ("low", "high", "sentence"),
     [
-        (0.001, 0.02, "lies above zero: the right text is better than wrong text"),
-        (-0.02, -0.001, "lies below zero: the right text is worse than wrong text"),
-        (-0.01, 0.02, "holds zero: no sign that the text is what helps"),
+        (0.001, 0.02, "lies above zero: right text beats wrong text"),
+        (-0.02, -0.001, "lies below zero: wrong text beats right text"),
+        (-0.01, 0.02, "holds zero: no sign that the text helped"),
         (None, None, "no interval was computed"),
     ],
 )

@@ -1,0 +1,164 @@
+"""SGL and SimGCL: LightGCN with two further views of the graph that must agree."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from pydantic import Field
+from torch.nn import functional
+
+from raysys.graph.bipartite import BipartiteGraph
+from raysys.graph.propagation import drop_edges, full_adjacency, propagate, propagate_sum
+from raysys.models.base import Batch, NodeRecommender
+from raysys.models.losses import info_nce
+from raysys.settings import Settings
+
+
+class TwoViewSettings(Settings):
+    """What SGL and SimGCL share; the defaults are RLMRec's base rows for Amazon-book."""
+
+    width: int = Field(default=32, ge=1)
+    """Embedding width d."""
+    layers: int = Field(default=3, ge=0)
+    """Propagation layers L."""
+    reg: float = Field(default=1e-5, ge=0)
+    """Weight of the squared norm of all parameters."""
+    cl_weight: float = Field(default=0.1, ge=0)
+    """Weight of the contrast between the two views."""
+    temperature: float = Field(default=0.2, gt=0)
+    """τ of that contrast."""
+
+
+class SGLSettings(TwoViewSettings):
+    """SGL with edge dropout."""
+
+    keep_rate: float = Field(default=0.8, gt=0, le=1)
+    """Share of directed edges kept in each view."""
+
+
+class SimGCLSettings(TwoViewSettings):
+    """SimGCL."""
+
+    noise: float = Field(default=0.9, ge=0)
+    """ε, the length of the noise vector added to each node in each layer."""
+
+
+def contrast(
+    batch: Batch,
+    nodes: torch.Tensor,
+    first: torch.Tensor,
+    second: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """This worker's share of Σ_b InfoNCE(first_b, second_b; all of second).
+
+    Each node is computed once and counted as often as it stands in the batch.
+
+    Args:
+        nodes: (n,) rows of the batch's nodes, duplicates kept.
+        first, second: (U, d) or (I, d), one side of the two views.
+    """
+    unique, counts = torch.unique(nodes, return_counts=True)
+    own = batch.share(unique)
+    rows = info_nce(first.index_select(0, own), second.index_select(0, own), second, temperature)
+    return (rows * batch.share(counts)).sum()
+
+
+class _TwoViews(NodeRecommender):
+    """BPR on the whole graph, and the contrast of two views."""
+
+    #: Whether the batch's negatives are contrasted too.
+    contrast_negatives: bool
+
+    def __init__(
+        self, settings: TwoViewSettings, graph: BipartiteGraph, generator: torch.Generator
+    ) -> None:
+        super().__init__(graph, settings.reg, settings.width, generator)
+        self.shared = settings
+
+    def propagate_nodes(
+        self, start: torch.Tensor, generator: torch.Generator | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Layer sum over all edges; only the views are random."""
+        return self.sides(propagate_sum(full_adjacency(self.graph), start, self.shared.layers))
+
+    @abstractmethod
+    def view(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """One random view: users (U, d) and items (I, d)."""
+
+    def batch_losses(
+        self,
+        users: torch.Tensor,
+        items: torch.Tensor,
+        batch: Batch,
+        generator: torch.Generator,
+    ) -> dict[str, torch.Tensor]:
+        """BPR, and `contrast`: the sums over users and items, over B, times their weight."""
+        named = super().batch_losses(users, items, batch, generator)
+        (users1, items1), (users2, items2) = self.view(generator), self.view(generator)
+        chosen = (
+            [batch.positives, batch.negatives] if self.contrast_negatives else [batch.positives]
+        )
+        temperature = self.shared.temperature
+        total = contrast(batch, batch.users, users1, users2, temperature)
+        total = total + contrast(batch, torch.cat(chosen), items1, items2, temperature)
+        named["contrast"] = total * (self.shared.cl_weight / len(batch))
+        return named
+
+
+class SGL(_TwoViews):
+    """Views with edges left out: users, positives and negatives of the batch must agree.
+
+    Source: SGL (Wu 2021), equations 4 and 10 (SGL-ED); RLMRec's code takes negatives too.
+
+    Args:
+        settings: see `SGLSettings`.
+        graph: train edges.
+        generator: CPU random state for the initial embeddings.
+    """
+
+    contrast_negatives = True
+
+    def __init__(
+        self, settings: SGLSettings, graph: BipartiteGraph, generator: torch.Generator
+    ) -> None:
+        super().__init__(settings, graph, generator)
+        self.settings = settings
+
+    def view(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Layer sum over one draw of kept edges, the same in all layers."""
+        adjacency = drop_edges(self.graph, self.settings.keep_rate, generator)
+        return self.sides(propagate_sum(adjacency, self.nodes, self.shared.layers))
+
+
+class SimGCL(_TwoViews):
+    """Views with noise: x ← Âx + ε·sign(Âx)∘δ, δ uniform and of length 1 in each row.
+
+    Source: SimGCL (Yu 2022), equations 7 and 8; layer 0 has no noise and, as in RLMRec's
+    code, is part of the sum.
+
+    Args:
+        settings: see `SimGCLSettings`.
+        graph: train edges.
+        generator: CPU random state for the initial embeddings.
+    """
+
+    contrast_negatives = False
+
+    def __init__(
+        self, settings: SimGCLSettings, graph: BipartiteGraph, generator: torch.Generator
+    ) -> None:
+        super().__init__(settings, graph, generator)
+        self.settings = settings
+
+    def view(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Layer sum with noise after each layer."""
+        adjacency = full_adjacency(self.graph)
+        layer = total = self.initial_embeddings()
+        for _ in range(self.shared.layers):
+            _, layer = propagate(adjacency, layer, 1)
+            drawn = torch.rand(layer.shape, generator=generator, device=layer.device)
+            layer = layer + self.settings.noise * functional.normalize(drawn, dim=1) * layer.sign()
+            total = total + layer
+        return self.sides(total)

@@ -1,0 +1,97 @@
+"""EASE and ItemKNN by hand on three users and three items."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from raysys.errors import UserError
+from raysys.models import linear
+from raysys.models.linear import Blend, Ease, EaseSettings, ItemKNN, ItemKNNSettings
+
+# u0: a b; u1: a b; u2: b c.
+TRAIN = csr_matrix(np.array([[1, 1, 0], [1, 1, 0], [0, 1, 1]], dtype=np.float32))
+ALL = np.arange(3)
+
+
+def random_train(users=60, items=25, seed=0):
+    return csr_matrix(np.random.default_rng(seed).random((users, items)) < 0.2, dtype=np.float32)
+
+
+def test_ease_by_hand():
+    # XᵀX + I = [[3, 2, 0], [2, 4, 1], [0, 1, 2]], determinant 3·7 − 2·4 = 13,
+    # inverse·13 = [[7, −4, 2], [−4, 6, −3], [2, −3, 8]]; column j is divided by −P_jj.
+    weights = Ease(TRAIN, EaseSettings(reg=1.0)).weights.numpy()
+    expected = [[0, 4 / 6, -2 / 8], [4 / 7, 0, 3 / 8], [-2 / 7, 3 / 6, 0]]
+    assert weights == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_ease_minimises_its_loss_column_by_column():
+    """An independent way: ridge regression of each column on the others, texts as more rows."""
+    train = random_train()
+    vectors = np.random.default_rng(1).normal(size=(25, 6)).astype(np.float32)
+    has = np.arange(25) != 3
+    model = Ease(train, EaseSettings(reg=2.0, text_weight=3.0), vectors, has)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * has[:, None]
+    stacked = np.vstack([train.toarray(), np.sqrt(3.0) * unit.T]).astype(np.float64)
+    for item in range(25):
+        others = [other for other in range(25) if other != item]
+        x = stacked[:, others]
+        best = np.linalg.solve(x.T @ x + 2.0 * np.eye(24), x.T @ stacked[:, item])
+        assert model.weights.numpy()[others, item] == pytest.approx(best, abs=1e-4)
+    assert model.score_block(np.array([5, 2])) == pytest.approx(
+        train.toarray()[[5, 2]] @ model.weights.numpy(), abs=1e-5
+    )
+
+
+def test_item_neighbours_by_hand():
+    # |U_a| = 2, |U_b| = 3, |U_c| = 1; a∩b = 2, b∩c = 1, a∩c = 0.
+    model = ItemKNN(TRAIN, ItemKNNSettings(neighbours=2, shrink=1.0))
+    ab, bc = 2 / (6**0.5 + 1), 1 / (3**0.5 + 1)
+    expected = np.array([[0, ab, 0], [ab, 0, bc], [0, bc, 0]])
+    assert model.similarity.toarray() == pytest.approx(expected, abs=1e-6)
+    assert model.score_block(ALL)[2] == pytest.approx([ab, bc, bc], abs=1e-6)
+
+
+def test_only_the_nearest_neighbours_are_kept_and_blocks_do_not_matter(monkeypatch):
+    train = random_train()
+    whole = ItemKNN(train, ItemKNNSettings(neighbours=4, shrink=0.0)).similarity.toarray()
+    assert (np.count_nonzero(whole, axis=1) <= 4).all()
+    monkeypatch.setattr(linear, "_ITEMS_AT_ONCE", 7)
+    assert np.array_equal(
+        whole, ItemKNN(train, ItemKNNSettings(neighbours=4, shrink=0.0)).similarity.toarray()
+    )
+    everything = ItemKNN(train, ItemKNNSettings(neighbours=99, shrink=0.0)).similarity.toarray()
+    dense = train.toarray()
+    norms = np.linalg.norm(dense, axis=0)
+    cosine = dense.T @ dense / np.maximum(np.outer(norms, norms), 1e-12)
+    np.fill_diagonal(cosine, 0)
+    assert everything == pytest.approx(cosine, abs=1e-6)
+    assert np.sort(whole, axis=1)[:, -4:] == pytest.approx(np.sort(cosine, axis=1)[:, -4:])
+
+
+def test_users_without_history_score_zero():
+    cold = csr_matrix((2, 3), dtype=np.float32)
+    assert not Ease(cold, EaseSettings()).score_block(np.array([0])).any()
+    assert not ItemKNN(cold, ItemKNNSettings()).score_block(np.array([1])).any()
+
+
+def test_a_blend_standardises_each_user():
+    first = np.array([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0]])
+    second = np.array([[30.0, 20.0, 10.0], [1.0, 2.0, 3.0]])
+    z = 1.5**0.5  # (2 − 1) / √(2/3)
+    blend = Blend(lambda rows: first[rows], lambda rows: second[rows], 0.75)
+    assert blend.score_block(np.array([0, 1])) == pytest.approx(
+        np.array([[-z / 2, 0, z / 2], [-z / 4, 0, z / 4]]), abs=1e-6
+    )
+
+
+def test_what_cannot_be_done_is_refused(monkeypatch):
+    with pytest.raises(UserError, match="needs 3 item vectors, found none"):
+        Ease(TRAIN, EaseSettings(text_weight=1.0))
+    with pytest.raises(UserError, match="needs 3 item vectors, found 2"):
+        Ease(TRAIN, EaseSettings(text_weight=1.0), np.zeros((2, 4)))
+    monkeypatch.setattr(linear, "MAX_DENSE_ITEMS", 2)
+    with pytest.raises(UserError, match="3 x 3 items"):
+        Ease(TRAIN, EaseSettings())
