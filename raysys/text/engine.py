@@ -59,7 +59,7 @@ class EngineSettings(Settings):
     kv_cache_gib: float = Field(default=2.0, gt=0)
     """KV cache of one CPU engine; on a GPU vLLM takes what is free."""
     cpu_quantization: Literal["none", "int8"] = "none"
-    """`int8`: a CPU engine computes with 8-bit weights and activations, 1.5 to 2 times as fast."""
+    """`int8`: a CPU engine computes with 8-bit weights and activations, about 1.5 times as fast."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that share one engine."""
 
