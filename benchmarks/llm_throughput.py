@@ -28,12 +28,13 @@ import pyarrow as pa
 from raysys.assets import model_path
 from raysys.cluster import connect, cores_per, visible_gpus
 from raysys.data.dataset import Dataset
+from raysys.models.align import fast_bfloat16
 from raysys.schema import GENERATED_TOKENS
 from raysys.settings import load_settings
 from raysys.stages.context import RunSettings
 from raysys.stages.data import import_folder
 from raysys.store import read_table
-from raysys.text.engine import ERROR, MESSAGES, VllmEngine, fast_bfloat16
+from raysys.text.engine import ERROR, MESSAGES, VllmEngine
 from raysys.text.generation import PARTS, generate
 from raysys.text.profiles import item_requests, profile_engine
 

@@ -16,24 +16,23 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
 
+from raysys.data.tables import SPLIT_WORDS
 from raysys.errors import UserError
 from raysys.evaluation.protocols import all_rank
 from raysys.graph.bipartite import bipartite_graph
+from raysys.models.base import ScoreBlock
 from raysys.models.linear import Blend, Ease, EaseSettings, ItemKNN, ItemKNNSettings
 from raysys.models.popularity import Popularity
 from raysys.models.registry import BACKBONES, ModelSettings, build_model
 from raysys.models.saved import Embeddings
-from raysys.ranking.retrieve import ScoreBlock
 from raysys.settings import nearest
 from raysys.store import read_table
 from raysys.training.loop import GraphTraining, TrainSettings
 
 K = 20
-SPLIT_NAMES = {"train": "train", "valid": "valid", "val": "valid", "test": "test"}
 EASE_REG = (20.0, 50.0, 100.0, 200.0, 400.0)
 NEIGHBOURS = (20, 50, 100, 200)
 SHRINK = (0.0, 10.0, 50.0)
@@ -49,8 +48,8 @@ class Data:
         users, items = (pc.unique(table[column]) for column in ("user_id", "item_id"))
         rows = pc.index_in(table["user_id"], value_set=users).to_numpy()
         columns = pc.index_in(table["item_id"], value_set=items).to_numpy()
-        labels = np.array([SPLIT_NAMES.get(name, "") for name in table["split"].to_pylist()])
-        if unknown := pa.array(labels).to_pylist().count(""):
+        labels = np.array([SPLIT_WORDS.get(name, "") for name in table["split"].to_pylist()])
+        if unknown := (labels == "").sum():
             raise UserError(f"{folder}: {unknown} rows have a split other than train, valid, test")
 
         def matrix(split: str) -> csr_matrix:

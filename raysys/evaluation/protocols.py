@@ -10,7 +10,9 @@ from scipy.sparse import csr_matrix
 
 from raysys.errors import UserError
 from raysys.evaluation.metrics import hit_matrix, mean_metrics, ranking_metrics
-from raysys.ranking.retrieve import ScoreBlock, retrieve
+from raysys.graph.bipartite import distinct_pairs
+from raysys.models.base import ScoreBlock
+from raysys.ranking.retrieve import retrieve
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,6 @@ def all_rank(
 
 def _pattern(matrix: csr_matrix) -> csr_matrix:
     """The pairs of a matrix as 0/1: repeated entries once, stored zeros gone."""
-    pattern = csr_matrix(matrix, copy=True)
-    pattern.sum_duplicates()
-    pattern.eliminate_zeros()
+    pattern = distinct_pairs(matrix)
     pattern.data = np.ones(pattern.nnz, dtype=np.int8)
     return pattern

@@ -68,6 +68,14 @@ class BipartiteGraph:
         )
 
 
+def distinct_pairs(matrix: csr_matrix) -> csr_matrix:
+    """A copy, same shape, with each pair stored once and no stored zeros; values are summed."""
+    pairs = csr_matrix(matrix, copy=True)
+    pairs.sum_duplicates()
+    pairs.eliminate_zeros()
+    return pairs
+
+
 def bipartite_graph(train: csr_matrix) -> BipartiteGraph:
     """Normalise the train interactions: Â = D^-½ A D^-½ without self loops.
 
@@ -79,9 +87,7 @@ def bipartite_graph(train: csr_matrix) -> BipartiteGraph:
     Returns:
         The graph on the CPU. A user or item without an edge has a zero row and column.
     """
-    pattern = csr_matrix(train, copy=True)
-    pattern.sum_duplicates()
-    pattern.eliminate_zeros()
+    pattern = distinct_pairs(train)
     users, items = pattern.shape
     edges = pattern.nnz
     # Degrees are taken per edge, so a node without an edge is never divided by.

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from raysys.errors import UserError
+from raysys.graph.bipartite import distinct_pairs
 
 #: Redraws before the few users who have nearly every item are settled one by one.
 _ROUNDS = 50
@@ -19,9 +20,7 @@ class NegativeSampler:
     """
 
     def __init__(self, train: csr_matrix) -> None:
-        pattern = csr_matrix(train, copy=True)
-        pattern.sum_duplicates()
-        pattern.eliminate_zeros()
+        pattern = distinct_pairs(train)
         self._items = int(pattern.shape[1])
         self._positives = np.diff(pattern.indptr)
         rows = np.repeat(np.arange(pattern.shape[0], dtype=np.int64), self._positives)

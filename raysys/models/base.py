@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import init
 
 from raysys.graph.bipartite import BipartiteGraph
 from raysys.models.losses import bpr
+
+#: Scores of a block of users against all items: (b,) user rows -> (b, I).
+ScoreBlock = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)

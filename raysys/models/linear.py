@@ -6,18 +6,16 @@ helps has to beat them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from pydantic import Field
 from scipy.sparse import csr_matrix, vstack
 
 from raysys.errors import UserError
+from raysys.graph.bipartite import distinct_pairs
+from raysys.models.base import ScoreBlock
 from raysys.settings import Settings
 
-#: Scores of a block of users against all items: (b,) user rows -> (b, I).
-ScoreBlock = Callable[[np.ndarray], np.ndarray]
 #: EASE holds two dense (I, I) float32 matrices: 8 GB at this catalogue.
 MAX_DENSE_ITEMS = 32_000
 _ITEMS_AT_ONCE = 1024
@@ -158,10 +156,8 @@ def _standard(scores: np.ndarray) -> np.ndarray:
 
 def _binary(train: csr_matrix) -> csr_matrix:
     """The matrix as float32 ones."""
-    ones = csr_matrix(train, dtype=np.float32, copy=True)
-    ones.sum_duplicates()
-    ones.eliminate_zeros()
-    ones.data[:] = 1.0
+    ones = distinct_pairs(train)
+    ones.data = np.ones(ones.nnz, dtype=np.float32)
     return ones
 
 

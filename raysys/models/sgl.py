@@ -68,6 +68,7 @@ def contrast(
 class _TwoViews(NodeRecommender):
     """BPR on the whole graph, and the contrast of two views."""
 
+    settings: TwoViewSettings
     #: Whether the batch's negatives are contrasted too.
     contrast_negatives: bool
 
@@ -75,13 +76,13 @@ class _TwoViews(NodeRecommender):
         self, settings: TwoViewSettings, graph: BipartiteGraph, generator: torch.Generator
     ) -> None:
         super().__init__(graph, settings.reg, settings.width, generator)
-        self.shared = settings
+        self.settings = settings
 
     def propagate_nodes(
         self, start: torch.Tensor, generator: torch.Generator | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Layer sum over all edges; only the views are random."""
-        return self.sides(propagate_sum(full_adjacency(self.graph), start, self.shared.layers))
+        return self.sides(propagate_sum(full_adjacency(self.graph), start, self.settings.layers))
 
     @abstractmethod
     def view(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,10 +101,10 @@ class _TwoViews(NodeRecommender):
         chosen = (
             [batch.positives, batch.negatives] if self.contrast_negatives else [batch.positives]
         )
-        temperature = self.shared.temperature
+        temperature = self.settings.temperature
         total = contrast(batch, batch.users, users1, users2, temperature)
         total = total + contrast(batch, torch.cat(chosen), items1, items2, temperature)
-        named["contrast"] = total * (self.shared.cl_weight / len(batch))
+        named["contrast"] = total * (self.settings.cl_weight / len(batch))
         return named
 
 
@@ -118,18 +119,13 @@ class SGL(_TwoViews):
         generator: CPU random state for the initial embeddings.
     """
 
+    settings: SGLSettings
     contrast_negatives = True
-
-    def __init__(
-        self, settings: SGLSettings, graph: BipartiteGraph, generator: torch.Generator
-    ) -> None:
-        super().__init__(settings, graph, generator)
-        self.settings = settings
 
     def view(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Layer sum over one draw of kept edges, the same in all layers."""
         adjacency = drop_edges(self.graph, self.settings.keep_rate, generator)
-        return self.sides(propagate_sum(adjacency, self.nodes, self.shared.layers))
+        return self.sides(propagate_sum(adjacency, self.nodes, self.settings.layers))
 
 
 class SimGCL(_TwoViews):
@@ -144,19 +140,14 @@ class SimGCL(_TwoViews):
         generator: CPU random state for the initial embeddings.
     """
 
+    settings: SimGCLSettings
     contrast_negatives = False
-
-    def __init__(
-        self, settings: SimGCLSettings, graph: BipartiteGraph, generator: torch.Generator
-    ) -> None:
-        super().__init__(settings, graph, generator)
-        self.settings = settings
 
     def view(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Layer sum with noise after each layer."""
         adjacency = full_adjacency(self.graph)
         layer = total = self.initial_embeddings()
-        for _ in range(self.shared.layers):
+        for _ in range(self.settings.layers):
             _, layer = propagate(adjacency, layer, 1)
             drawn = torch.rand(layer.shape, generator=generator, device=layer.device)
             layer = layer + self.settings.noise * functional.normalize(drawn, dim=1) * layer.sign()

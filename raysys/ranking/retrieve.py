@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+from raysys.models.base import ScoreBlock
+
 #: Fills the end of a list that has fewer than k items.
 NO_ITEM = -1
 
 #: Rows of `_settle_ties` worked on at once: its temporaries take several times their scores.
 _ROWS_PER_REPAIR = 128
-
-#: Scores of a block of users against all items: (b,) user rows -> (b, I).
-ScoreBlock = Callable[[np.ndarray], np.ndarray]
 
 
 def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

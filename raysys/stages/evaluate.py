@@ -8,9 +8,9 @@ from scipy.sparse import csr_matrix
 
 from raysys.evaluation.protocols import RankingResult, all_rank
 from raysys.evaluation.report import Comparison, compare
+from raysys.models.base import ScoreBlock
 from raysys.models.popularity import Popularity
 from raysys.models.saved import load_model
-from raysys.ranking.retrieve import ScoreBlock
 from raysys.schema import TEST, TRAIN, VALID
 from raysys.stages.context import RunContext
 from raysys.store import Manifest, StageReport, write_json

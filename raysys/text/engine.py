@@ -176,6 +176,8 @@ class VllmEngine:
 
     def arguments(self, on_gpu: bool) -> dict[str, Any]:
         """What vLLM is started with, beside the model."""
+        from raysys.models.align import fast_bfloat16
+
         settings = self._settings
         return {
             "max_model_len": settings.max_model_len,
@@ -211,16 +213,6 @@ class VllmEngine:
             # Without it vLLM leaves one core unused.
             environment["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{threads - 1}"
         return environment
-
-
-def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32.
-
-    Measured: with AMX about 8 times faster, with AVX-512 alone half as fast.
-    """
-    import torch
-
-    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _reply_row(row: dict[str, Any]) -> dict[str, Any]:
