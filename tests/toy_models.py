@@ -7,8 +7,9 @@ import torch
 from scipy.sparse import csr_matrix
 
 from raysys.graph.bipartite import bipartite_graph
-from raysys.models.align import ContrastiveAlignment, Profiles
+from raysys.models.align import ContrastiveAlignment
 from raysys.models.base import Batch, Recommender
+from raysys.models.profiles import Profiles
 from raysys.models.registry import ModelSettings, build_model
 
 USERS, ITEMS, WIDTH = 24, 18, 6

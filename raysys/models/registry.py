@@ -9,10 +9,11 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from raysys.errors import UserError
 from raysys.graph.bipartite import BipartiteGraph
-from raysys.models.align import Aligned, ContrastiveAlignment, Profiles
+from raysys.models.align import Aligned, ContrastiveAlignment
 from raysys.models.base import Recommender
 from raysys.models.gccf import GCCF, GCCFSettings
 from raysys.models.lightgcn import LightGCN, LightGCNSettings
+from raysys.models.profiles import Profiles
 from raysys.models.sgl import SGL, SGLSettings, SimGCL, SimGCLSettings
 from raysys.settings import Settings, nearest, parse_settings
 

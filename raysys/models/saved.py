@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raysys.errors import UserError
 from raysys.graph.bipartite import BipartiteGraph
-from raysys.models.align import Profiles
 from raysys.models.base import Recommender
+from raysys.models.profiles import Profiles
 from raysys.models.registry import ModelSettings, build_model
 from raysys.store import read_arrays, read_json, write_arrays, write_json
 

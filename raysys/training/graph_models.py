@@ -24,8 +24,9 @@ from raysys.cluster import cores_per
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.graph.bipartite import bipartite_graph
-from raysys.models.align import Aligned, Profiles, shuffled
+from raysys.models.align import Aligned
 from raysys.models.base import Recommender
+from raysys.models.profiles import Profiles, shuffled
 from raysys.models.registry import ModelSettings, build_model
 from raysys.models.saved import save_model
 from raysys.observe import progress

@@ -19,8 +19,9 @@ from toy_models import (
 from raysys.errors import UserError
 from raysys.graph.bipartite import bipartite_graph
 from raysys.graph.propagation import drop_edges
-from raysys.models.align import Aligned, Profiles, matmul_type, shuffled
+from raysys.models.align import Aligned, matmul_type
 from raysys.models.base import Batch
+from raysys.models.profiles import Profiles, shuffled
 from raysys.models.registry import build_model
 from raysys.store import write_arrays
 
