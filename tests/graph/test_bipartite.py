@@ -42,8 +42,8 @@ def test_repeated_and_zero_entries_are_one_edge_and_none() -> None:
 def test_reverse_points_to_the_mirrored_entry() -> None:
     graph = bipartite_graph(random_train(seed=3))
     marks = torch.arange(1, len(graph.values) + 1, dtype=torch.float32)
-    marked = graph.matrix(marks).to_dense()
-    turned = graph.matrix(marks[graph.reverse]).to_dense()
+    marked = graph.with_values(marks).to_dense()
+    turned = graph.with_values(marks[graph.reverse]).to_dense()
     torch.testing.assert_close(turned, marked.T)
     torch.testing.assert_close(graph.reverse[graph.reverse], torch.arange(len(graph.values)))
 

@@ -126,7 +126,10 @@ def dense_losses(name: str, model: Recommender) -> dict[str, torch.Tensor]:
     if name == "lightgcn":
         final = layer_sum(drop_edges(graph, 0.8, draws).forward.to_dense())
     elif name == "gccf":
-        final = torch.cat([x, full @ x, full @ (full @ x)], dim=1)
+        looped = (full != 0).float() + torch.eye(graph.nodes)
+        scale = looped.sum(1).rsqrt()
+        looped = scale[:, None] * looped * scale
+        final = torch.cat([x, looped @ x, looped @ (looped @ x)], dim=1)
     else:
         final = layer_sum(full)
         first, second = view(), view()
