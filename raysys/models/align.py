@@ -1,32 +1,71 @@
-"""Alignment of graph embeddings with LLM profiles: a wrapper over any backbone (RLMRec)."""
+"""Alignment of graph embeddings with LLM profiles: wrappers over any backbone (RLMRec)."""
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch.nn import init
 
 from raysys.errors import UserError
-from raysys.models.base import Batch, Recommender
+from raysys.models.base import Batch, Encoded, Recommender
 from raysys.models.losses import info_nce
 from raysys.models.profiles import Profiles
+from raysys.models.texts import NodeTexts
 from raysys.settings import Settings
 
 
-class ContrastiveAlignment(Settings):
+class _AlignmentSettings(Settings):
+    """What both alignments share."""
+
+    pca: int | None = Field(default=None, ge=1)
+    """Profile vectors are reduced to this width once, before training; none: used as they are."""
+    matmul: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the profile MLP. `auto`: bfloat16 on a GPU or a processor with AMX."""
+
+
+class ContrastiveAlignment(_AlignmentSettings):
     """RLMRec-Con; the defaults are its row for Amazon-book (which also sets reg to 1e-7)."""
 
+    kind: Literal["con"] = "con"
+    """Contrastive."""
     kd_weight: float = Field(default=0.01, ge=0)
     """Weight of the alignment loss. 0 trains the same model without it: the fair baseline."""
     temperature: float = Field(default=0.2, gt=0)
     """τ: cosines are divided by it."""
-    denominator: Literal["rlmrec", "in_batch"] = "rlmrec"
-    """`rlmrec`: users against all users, items against the batch. `in_batch`: users too."""
-    matmul: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the profile MLP. `auto`: bfloat16 on a GPU or a processor with AMX."""
+    denominator: Literal["rlmrec", "distinct", "in_batch", "sampled"] = "rlmrec"
+    """`rlmrec`: users against all users, items against the batch's, as often as they stand
+    there. `distinct`: the same with each item once. `in_batch`: users against the batch too.
+    `sampled`: the batch, weighted by 1/Q, stands for all users and items: what scales."""
+    symmetric: bool = False
+    """The mean of both directions, graph to text and text to graph; RLMRec has the first."""
+
+
+class GenerativeAlignment(_AlignmentSettings):
+    """RLMRec-Gen; the defaults are LightGCN's row for Amazon-book (which also sets layers to 2)."""
+
+    kind: Literal["gen"]
+    """Generative."""
+    mask_ratio: float = Field(default=0.15, gt=0, le=1)
+    """Share of the nodes with a profile whose layer 0 is hidden in each step."""
+    recon_weight: float = Field(default=0.1, ge=0)
+    """Weight of the loss. 0 keeps the hiding, so that only the text is left out."""
+    temperature: float = Field(default=0.5, gt=0)
+    """τ: cosines are divided by it."""
+
+
+def _kind(value: Any) -> Any:
+    """Contrastive where a config does not say."""
+    return value.get("kind", "con") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+Alignment = Annotated[
+    Annotated[ContrastiveAlignment, Tag("con")] | Annotated[GenerativeAlignment, Tag("gen")],
+    Discriminator(_kind),
+]
 
 
 def fast_bfloat16() -> bool:
@@ -38,70 +77,33 @@ def fast_bfloat16() -> bool:
 
 
 def matmul_type(choice: str, device: torch.device) -> torch.dtype:
-    """The precision that `ContrastiveAlignment.matmul` means on this device."""
+    """The precision that the setting `matmul` means on this device."""
     if choice == "auto":
         fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else fast_bfloat16()
         choice = "bfloat16" if fast else "float32"
     return torch.bfloat16 if choice == "bfloat16" else torch.float32
 
 
-class _Texts:
-    """The profile vectors of one side, without the nodes that have none.
-
-    Attributes:
-        vectors: (n, s), n nodes with a profile.
-        nulls: how many nodes have none.
-    """
-
-    def __init__(
-        self, matrix: np.ndarray, mask: np.ndarray, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        rows = np.flatnonzero(mask)
-        place = np.full(len(mask), -1, dtype=np.int64)
-        place[rows] = np.arange(len(rows))
-        self.vectors = torch.from_numpy(matrix[rows]).to(device, dtype)
-        self.nulls = len(mask) - len(rows)
-        self._rows = torch.from_numpy(rows).to(device)
-        self._place = torch.from_numpy(place).to(device)
-
-    def unique(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Nodes of a batch that have a profile, each once.
-
-        Args:
-            nodes: (B,) node rows.
-
-        Returns:
-            (m,) places in `vectors`, (m,) node rows, (m,) float counts in the batch.
-        """
-        places = self._place[nodes]
-        found, counts = torch.unique(places[places >= 0], return_counts=True)
-        return found, self._rows[found], counts.float()
-
-
 class Aligned(Recommender):
-    """A backbone with RLMRec's contrastive alignment added to its losses.
-
-    L_align = kd_weight/B · Σ_{b} [ℓ(e_u, t_u; T_users) + ℓ(e_i⁺, t_i⁺; T⁺) + ℓ(e_i⁻, t_i⁻; T⁻)]
-    with t = MLP(profile), ℓ = InfoNCE from graph to text only; T_users: all users, T⁺ and T⁻:
-    the batch's positives and negatives, duplicates kept. A node without a profile is in
-    neither numerator nor denominator. Source: RLMRec, equations 6 and 7, and its code.
-
-    Each node of a batch is computed once and counted as often as it stands there: equal to
-    the paper's sums, at about half the work. The MLP runs on all users and on the batch's
-    items only.
+    """A backbone with a loss beside its own, which reads profile vectors.
 
     Args:
         backbone: any recommender; its `reg` also covers the MLP.
-        settings: see `ContrastiveAlignment`.
+        settings: one of the two alignments.
         profiles: vectors of the graph's users and items.
+        widths: input and output of the MLP; its hidden layer has their mean.
         generator: CPU random state for the MLP's start (Xavier uniform weights).
+
+    Attributes:
+        null_users, null_items: nodes without a profile, left out of the alignment.
     """
 
     def __init__(
         self,
         backbone: Recommender,
-        settings: ContrastiveAlignment,
+        settings: ContrastiveAlignment | GenerativeAlignment,
         profiles: Profiles,
+        widths: tuple[int, int],
         generator: torch.Generator,
     ) -> None:
         super().__init__(backbone.graph, backbone.reg)
@@ -112,99 +114,246 @@ class Aligned(Recommender):
                 f"fit a graph of {expected[0]} and {expected[1]}."
             )
         self.backbone = backbone
-        self.settings = settings
-        s, d = profiles.users.shape[1], backbone.width
+        hidden = sum(widths) // 2
         self.mlp = torch.nn.Sequential(
-            torch.nn.Linear(s, (s + d) // 2),
+            torch.nn.Linear(widths[0], hidden),
             torch.nn.LeakyReLU(),
-            torch.nn.Linear((s + d) // 2, d),
+            torch.nn.Linear(hidden, widths[1]),
         )
         for layer in self.mlp:
             if isinstance(layer, torch.nn.Linear):
                 init.xavier_uniform_(layer.weight, generator=generator)
                 bound = layer.in_features**-0.5
                 init.uniform_(layer.bias, -bound, bound, generator=generator)
-        device = backbone.graph.device
-        self._type = matmul_type(settings.matmul, device)
-        self._users = _Texts(profiles.users, profiles.user_has_profile, device, self._type)
-        self._items = _Texts(profiles.items, profiles.item_has_profile, device, self._type)
-        self.null_users = self._users.nulls
-        self.null_items = self._items.nulls
+        self._type = matmul_type(settings.matmul, backbone.graph.device)
+        self.null_users = int((~profiles.user_has_profile).sum())
+        self.null_items = int((~profiles.item_has_profile).sum())
 
     @property
     def width(self) -> int:
         """d of the backbone."""
         return self.backbone.width
 
+    @property
+    def uses_negatives(self) -> bool:
+        """As the backbone does."""
+        return self.backbone.uses_negatives
+
     def initial_embeddings(self) -> torch.Tensor:
         """Those of the backbone."""
         return self.backbone.initial_embeddings()
 
-    def propagate_nodes(
-        self, start: torch.Tensor, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, start: torch.Tensor, generator: torch.Generator | None, step: int = 0
+    ) -> Encoded:
         """That of the backbone."""
-        return self.backbone.propagate_nodes(start, generator)
+        return self.backbone.encode(start, generator, step)
 
     def batch_losses(
-        self,
-        users: torch.Tensor,
-        items: torch.Tensor,
-        batch: Batch,
-        generator: torch.Generator,
+        self, encoded: Encoded, batch: Batch, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """The backbone's losses and `align`."""
-        named = self.backbone.batch_losses(users, items, batch, generator)
-        if self.settings.kd_weight == 0:
-            named["align"] = users.new_zeros(())
-        else:
-            scale = self.settings.kd_weight / len(batch)
-            named["align"] = scale * self._alignment(users, items, batch)
+        named = self.backbone.batch_losses(encoded, batch, generator)
+        named["align"] = self.alignment(encoded, batch)
         return named
 
-    def _alignment(self, users: torch.Tensor, items: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """This worker's share of the three InfoNCE sums of a batch."""
-        places, nodes, counts = self._users.unique(batch.users)
-        if self.settings.denominator == "rlmrec":
-            everyone = self._text(self._users.vectors)  # (users with a profile, d)
-            total = self._sum(batch, users, nodes, counts, everyone[places], everyone, None)
-        else:
-            texts = self._text(self._users.vectors[places])  # (m, d)
-            total = self._sum(batch, users, nodes, counts, texts, texts, counts)
+    @abstractmethod
+    def alignment(self, encoded: Encoded, batch: Batch) -> torch.Tensor:
+        """This worker's share of the alignment loss, its weight included."""
 
-        sides = [self._items.unique(batch.positives), self._items.unique(batch.negatives)]
-        needed, at = torch.unique(torch.cat([side[0] for side in sides]), return_inverse=True)
-        texts = self._text(self._items.vectors[needed])  # (unique items, d)
-        for (_, nodes, counts), rows in zip(
-            sides, at.split([len(side[0]) for side in sides]), strict=True
-        ):
-            own = texts[rows]
-            total = total + self._sum(batch, items, nodes, counts, own, own, counts)
-        return total
-
-    def _sum(
-        self,
-        batch: Batch,
-        embeddings: torch.Tensor,
-        nodes: torch.Tensor,
-        counts: torch.Tensor,
-        targets: torch.Tensor,
-        keys: torch.Tensor,
-        key_counts: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Σ over this worker's nodes of count · InfoNCE; every worker has all keys."""
-        rows = info_nce(
-            embeddings.index_select(0, batch.share(nodes)),
-            batch.share(targets),
-            keys,
-            self.settings.temperature,
-            key_counts,
-        )
-        return (rows * batch.share(counts)).sum()
-
-    def _text(self, vectors: torch.Tensor) -> torch.Tensor:
-        """MLP(profile), float32 whatever its products are computed in. (n, s) -> (n, d)."""
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """MLP(x), float32 whatever its products are computed in. (n, in) -> (n, out)."""
         low = self._type == torch.bfloat16
-        with torch.autocast(vectors.device.type, dtype=torch.bfloat16, enabled=low):
-            out: torch.Tensor = self.mlp(vectors)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
+            out: torch.Tensor = self.mlp(x)
         return out.float()
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Nodes of one role in a batch, each once, and what they are compared with.
+
+    Attributes:
+        nodes: (k,) rows of the side's embeddings.
+        counts: (k,) how often each stands in the batch.
+        texts: (k, d) their projected profiles.
+        key_nodes, key_texts: (m,) and (m, d), the denominator.
+        key_counts: (m,) how often each counts there; none: once.
+    """
+
+    nodes: torch.Tensor
+    counts: torch.Tensor
+    texts: torch.Tensor
+    key_nodes: torch.Tensor
+    key_texts: torch.Tensor
+    key_counts: torch.Tensor | None
+
+
+class Contrastive(Aligned):
+    """L_align = kd_weight/B · Σ_b [ℓ(e_u, t_u) + ℓ(e_i⁺, t_i⁺) + ℓ(e_i⁻, t_i⁻)].
+
+    t = MLP(profile), ℓ = InfoNCE; what is in its denominator is `settings.denominator`. A node
+    without a profile is in neither numerator nor denominator. Negatives are left out where
+    the backbone does not use them. Source: RLMRec, equations 6 and 7, and its code; `sampled`:
+    Yi 2019, equation 3 (sampling-bias-corrected softmax), Q = degree/E of users and positives,
+    1/I of negatives.
+
+    Each node of a batch is computed once and counted as often as it stands there: equal to
+    the paper's sums, at about half the work. The MLP runs only on nodes that a loss needs.
+
+    Args:
+        backbone, settings, profiles, generator: see `Aligned`.
+    """
+
+    def __init__(
+        self,
+        backbone: Recommender,
+        settings: ContrastiveAlignment,
+        profiles: Profiles,
+        generator: torch.Generator,
+    ) -> None:
+        widths = (profiles.users.shape[1], backbone.width)
+        super().__init__(backbone, settings, profiles, widths, generator)
+        self.settings = settings
+        graph = backbone.graph
+        self._users = NodeTexts(profiles.users, profiles.user_has_profile, graph.device, self._type)
+        self._items = NodeTexts(profiles.items, profiles.item_has_profile, graph.device, self._type)
+        # 1/Q of being drawn as a train edge's end; never read for nodes without an edge.
+        inverse = (len(graph.columns) / 2) / graph.degrees.clamp(min=1)
+        self._inverse = torch.split(inverse, [graph.users, graph.items])
+
+    def alignment(self, encoded: Encoded, batch: Batch) -> torch.Tensor:
+        """This worker's share of the InfoNCE sums of a batch."""
+        if self.settings.kd_weight == 0:
+            return encoded.users.new_zeros(())
+        total = self._sum(batch, encoded.users, self._user_group(batch))
+        for group in self._item_groups(batch):
+            total = total + self._sum(batch, encoded.items, group)
+        return total * (self.settings.kd_weight / len(batch))
+
+    def _user_group(self, batch: Batch) -> _Group:
+        places, counts = self._users.unique(batch.users)
+        nodes = self._users.rows[places]
+        if self.settings.denominator in ("rlmrec", "distinct"):
+            everyone = self.project(self._users.all)  # (users with a profile, d)
+            return _Group(nodes, counts, everyone[places], self._users.rows, everyone, None)
+        texts = self.project(self._users.take(places))
+        key_counts = self._key_counts(counts, len(batch), self._inverse[0][nodes])
+        return _Group(nodes, counts, texts, nodes, texts, key_counts)
+
+    def _item_groups(self, batch: Batch) -> list[_Group]:
+        sides = [(batch.positives, self._inverse[1])]
+        if self.uses_negatives:
+            uniform = torch.full_like(self._inverse[1], float(self.graph.items))
+            sides.append((batch.negatives, uniform))
+        found = [self._items.unique(nodes) for nodes, _ in sides]
+        needed, at = torch.unique(torch.cat([places for places, _ in found]), return_inverse=True)
+        projected = self.project(self._items.take(needed))  # (distinct items, d)
+        groups = []
+        for (places, counts), rows, (_, inverse) in zip(
+            found, at.split([len(places) for places, _ in found]), sides, strict=True
+        ):
+            nodes, texts = self._items.rows[places], projected[rows]
+            key_counts = self._key_counts(counts, len(batch), inverse[nodes])
+            groups.append(_Group(nodes, counts, texts, nodes, texts, key_counts))
+        return groups
+
+    def _key_counts(
+        self, counts: torch.Tensor, size: int, inverse: torch.Tensor
+    ) -> torch.Tensor | None:
+        """How often each node of a batch counts in a denominator made of that batch."""
+        if self.settings.denominator == "distinct":
+            return None
+        if self.settings.denominator == "sampled":
+            return counts * inverse / size
+        return counts
+
+    def _sum(self, batch: Batch, embeddings: torch.Tensor, group: _Group) -> torch.Tensor:
+        """Σ over this worker's nodes of count · InfoNCE; every worker has all keys."""
+        temperature = self.settings.temperature
+        own = embeddings.index_select(0, batch.share(group.nodes))
+        texts = batch.share(group.texts)
+        rows = info_nce(own, texts, group.key_texts, temperature, group.key_counts)
+        if self.settings.symmetric:
+            keys = embeddings.index_select(0, group.key_nodes)
+            rows = (rows + info_nce(texts, own, keys, temperature, group.key_counts)) / 2
+        return (rows * batch.share(group.counts)).sum()
+
+
+class Generative(Aligned):
+    """Layer 0 of some nodes is replaced by a learnable token; what comes out must say their text.
+
+    L_align = recon_weight · mean over the masked nodes of InfoNCE(MLP(e), profile), with the
+    masked nodes' profiles, users and items together, as denominator. The backbone's own losses
+    see the masked embeddings too. Source: RLMRec, equations 9 and 10, and its code.
+
+    Args:
+        backbone, settings, profiles, generator: see `Aligned`.
+    """
+
+    def __init__(
+        self,
+        backbone: Recommender,
+        settings: GenerativeAlignment,
+        profiles: Profiles,
+        generator: torch.Generator,
+    ) -> None:
+        widths = (backbone.width, profiles.users.shape[1])
+        super().__init__(backbone, settings, profiles, widths, generator)
+        self.settings = settings
+        self.token = torch.nn.Parameter(torch.zeros(1, backbone.initial_embeddings().shape[1]))
+        graph = backbone.graph
+        self._sides = tuple(
+            NodeTexts(matrix, mask, graph.device, torch.float32)
+            for matrix, mask in (
+                (profiles.users, profiles.user_has_profile),
+                (profiles.items, profiles.item_has_profile),
+            )
+        )
+        users, items = self._sides
+        self._described = torch.cat([users.rows, items.rows + graph.users])
+
+    def encode(
+        self, start: torch.Tensor, generator: torch.Generator | None, step: int = 0
+    ) -> Encoded:
+        """That of the backbone; in training from a layer 0 with hidden nodes."""
+        if generator is None:
+            return self.backbone.encode(start, None)
+        number = max(1, int(len(self._described) * self.settings.mask_ratio))
+        order = torch.randperm(len(self._described), generator=generator, device=start.device)
+        places = order[:number].sort().values
+        nodes = self._described[places]
+        hidden = start.new_zeros(len(start), 1).index_fill_(0, nodes, 1.0)
+        masked = start * (1 - hidden) + self.token * hidden
+        return replace(self.backbone.encode(masked, generator, step), masked=places)
+
+    def alignment(self, encoded: Encoded, batch: Batch) -> torch.Tensor:
+        """This worker's share of the reconstruction loss."""
+        places = encoded.masked
+        if self.settings.recon_weight == 0 or places is None:
+            return encoded.users.new_zeros(())
+        users, items = self._sides
+        split = len(users)
+        profiles = torch.cat(
+            [users.take(places[places < split]), items.take(places[places >= split] - split)]
+        )
+        outputs = torch.cat([encoded.users, encoded.items])
+        own = outputs.index_select(0, self._described[batch.share(places)])
+        rows = info_nce(
+            self.project(own), batch.share(profiles), profiles, self.settings.temperature
+        )
+        return rows.sum() * (self.settings.recon_weight / len(places))
+
+
+def align(
+    backbone: Recommender,
+    settings: ContrastiveAlignment | GenerativeAlignment,
+    profiles: Profiles,
+    generator: torch.Generator,
+) -> Aligned:
+    """The wrapper that the settings ask for, around a backbone."""
+    if settings.pca is not None:
+        profiles = profiles.reduced(settings.pca)
+    if isinstance(settings, ContrastiveAlignment):
+        return Contrastive(backbone, settings, profiles, generator)
+    return Generative(backbone, settings, profiles, generator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ class Batch:
         users, positives, negatives: (B,) int64 rows of the global batch.
         worker: this worker's number, from 0.
         workers: how many share the batch.
+        step: place of the batch in its epoch, from 0.
     """
 
     users: torch.Tensor
@@ -32,6 +34,7 @@ class Batch:
     negatives: torch.Tensor
     worker: int = 0
     workers: int = 1
+    step: int = 0
 
     def __len__(self) -> int:
         return len(self.users)
@@ -39,6 +42,25 @@ class Batch:
     def share(self, rows: torch.Tensor) -> torch.Tensor:
         """This worker's part of `rows` (first dimension); the parts of all workers make it up."""
         return rows.tensor_split(self.workers)[self.worker]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a model computes once in a step, before its losses.
+
+    Attributes:
+        start: (N, d) layer 0 as it was used; a wrapper may have replaced rows.
+        users: (U, d) final embeddings.
+        items: (I, d) final embeddings.
+        inner: whatever else the same backbone's losses need.
+        masked: (n,) what a wrapper replaced in `start`, in the wrapper's own numbering.
+    """
+
+    start: torch.Tensor
+    users: torch.Tensor
+    items: torch.Tensor
+    inner: Any = None
+    masked: torch.Tensor | None = None
 
 
 class Recommender(torch.nn.Module, ABC):
@@ -67,40 +89,38 @@ class Recommender(torch.nn.Module, ABC):
         """(N, d) layer 0, users first."""
 
     @abstractmethod
-    def propagate_nodes(
-        self, start: torch.Tensor, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, start: torch.Tensor, generator: torch.Generator | None, step: int = 0
+    ) -> Encoded:
         """Final embeddings from layer 0.
 
         Args:
-            start: (N, d); a wrapper may have replaced rows of `initial_embeddings()`.
+            start: (N, d) `initial_embeddings()`, or the same with some rows replaced.
             generator: source of dropout and noise in training; None: neither.
-
-        Returns:
-            users (U, d) and items (I, d).
+            step: place of the batch in its epoch, for what is drawn once for several steps.
         """
 
     @abstractmethod
     def batch_losses(
-        self,
-        users: torch.Tensor,
-        items: torch.Tensor,
-        batch: Batch,
-        generator: torch.Generator,
+        self, encoded: Encoded, batch: Batch, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """This worker's share of each named loss, weights included, without regularisation.
 
         Args:
-            users: (U, d) final embeddings of this step.
-            items: (I, d).
+            encoded: this step's result of `encode`.
             batch: the global batch.
             generator: for models that draw further views.
         """
 
+    @property
+    def uses_negatives(self) -> bool:
+        """Whether the batch's negatives take part in the losses."""
+        return True
+
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """This worker's share of each named loss; their sum is what is minimised."""
-        users, items = self.propagate_nodes(self.initial_embeddings(), generator)
-        named = self.batch_losses(users, items, batch, generator)
+        encoded = self.encode(self.initial_embeddings(), generator, batch.step)
+        named = self.batch_losses(encoded, batch, generator)
         squares = sum(parameter.square().sum() for parameter in self.parameters())
         named["reg"] = torch.as_tensor(squares) * (self.reg / batch.workers)
         return named
@@ -108,7 +128,8 @@ class Recommender(torch.nn.Module, ABC):
     @torch.no_grad()
     def final_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings to score with, no dropout: users (U, d), items (I, d)."""
-        return self.propagate_nodes(self.initial_embeddings(), None)
+        encoded = self.encode(self.initial_embeddings(), None)
+        return encoded.users, encoded.items
 
 
 class NodeRecommender(Recommender):
@@ -147,17 +168,17 @@ class NodeRecommender(Recommender):
         users, items = torch.split(nodes, [self.graph.users, self.graph.items])
         return users, items
 
+    def encoded(self, start: torch.Tensor, nodes: torch.Tensor, inner: Any = None) -> Encoded:
+        """The result of `encode`, from final embeddings (N, d) of all nodes."""
+        return Encoded(start, *self.sides(nodes), inner)
+
     def batch_losses(
-        self,
-        users: torch.Tensor,
-        items: torch.Tensor,
-        batch: Batch,
-        generator: torch.Generator,
+        self, encoded: Encoded, batch: Batch, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """BPR, averaged over the global batch."""
         rows = bpr(
-            users.index_select(0, batch.share(batch.users)),
-            items.index_select(0, batch.share(batch.positives)),
-            items.index_select(0, batch.share(batch.negatives)),
+            encoded.users.index_select(0, batch.share(batch.users)),
+            encoded.items.index_select(0, batch.share(batch.positives)),
+            encoded.items.index_select(0, batch.share(batch.negatives)),
         )
         return {"bpr": rows.sum() / len(batch)}

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from raysys.graph.bipartite import BipartiteGraph
 from raysys.graph.propagation import propagate, weighted
-from raysys.models.base import NodeRecommender
+from raysys.models.base import Encoded, NodeRecommender
 from raysys.settings import Settings
 
 
@@ -53,13 +53,13 @@ class GCCF(NodeRecommender):
         """(L + 1)·d."""
         return self.settings.width * (self.settings.layers + 1)
 
-    def propagate_nodes(
-        self, start: torch.Tensor, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, start: torch.Tensor, generator: torch.Generator | None, step: int = 0
+    ) -> Encoded:
         """All layers side by side; nothing is random."""
         x, outputs = start, [start]
         for _ in range(self.settings.layers):
             (_, neighbours) = propagate(self._adjacency, x, 1)
             x = neighbours + self._own * x
             outputs.append(x)
-        return self.sides(torch.cat(outputs, dim=1))
+        return self.encoded(start, torch.cat(outputs, dim=1))

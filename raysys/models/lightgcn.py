@@ -7,7 +7,7 @@ from pydantic import Field
 
 from raysys.graph.bipartite import BipartiteGraph
 from raysys.graph.propagation import drop_edges, full_adjacency, propagate_sum
-from raysys.models.base import NodeRecommender
+from raysys.models.base import Encoded, NodeRecommender
 from raysys.settings import Settings
 
 
@@ -42,12 +42,12 @@ class LightGCN(NodeRecommender):
         super().__init__(graph, settings.reg, settings.width, generator)
         self.settings = settings
 
-    def propagate_nodes(
-        self, start: torch.Tensor, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, start: torch.Tensor, generator: torch.Generator | None, step: int = 0
+    ) -> Encoded:
         """Layer sum over one draw of kept edges, or over all edges without a generator."""
         if generator is None:
             adjacency = full_adjacency(self.graph)
         else:
             adjacency = drop_edges(self.graph, self.settings.keep_rate, generator)
-        return self.sides(propagate_sum(adjacency, start, self.settings.layers))
+        return self.encoded(start, propagate_sum(adjacency, start, self.settings.layers))

@@ -44,8 +44,8 @@ def info_nce(
 ) -> torch.Tensor:
     """InfoNCE with cosine similarity: log Σ_k n_k·exp(cos(q, k)/τ) − cos(q, t)/τ, one per row.
 
-    Source: RLMRec, equation 7 with the released code's one direction. Memory is bounded:
-    blocks of the (n, m) matrix are computed, and computed again in the backward pass.
+    Source: RLMRec, equation 7 with the released code's one direction. Memory is bounded, see
+    `log_sum_exp`.
 
     Args:
         queries: (n, d), need not be normalised; nor need the rest.
@@ -58,11 +58,31 @@ def info_nce(
         (n,).
     """
     scaled = unit_rows(queries) / temperature
-    log_counts = keys.new_zeros(len(keys)) if key_counts is None else key_counts.log()
-    denominators: torch.Tensor = _LogSumExp.apply(  # type: ignore[no-untyped-call]
-        scaled, unit_rows(keys), log_counts
-    )
+    bias = None if key_counts is None else key_counts.log()
+    denominators = log_sum_exp(scaled, unit_rows(keys), bias)
     return denominators - (scaled * unit_rows(targets)).sum(dim=1)
+
+
+def log_sum_exp(
+    queries: torch.Tensor, keys: torch.Tensor, key_bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """log Σ_k exp(q·k + b_k), one per query; stable, and of bounded memory.
+
+    Blocks of the (n, m) matrix are computed, and computed again in the backward pass.
+
+    Args:
+        queries: (n, d).
+        keys: (m, d).
+        key_bias: (m,) b, without gradient; default 0.
+
+    Returns:
+        (n,).
+    """
+    bias = keys.new_zeros(len(keys)) if key_bias is None else key_bias
+    result: torch.Tensor = _LogSumExp.apply(  # type: ignore[no-untyped-call]
+        queries, keys, bias
+    )
+    return result
 
 
 class _LogSumExp(torch.autograd.Function):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from raysys.errors import UserError
-from raysys.store import read_arrays
+from raysys.store import map_arrays
+
+#: Rows looked at together: vectors may be larger than memory.
+BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,15 @@ class Profiles:
         items: (I, s) float32, likewise.
         user_has_profile: (U,) bool.
         item_has_profile: (I,) bool.
+        variance_kept: share of the variance of the vectors as made that is left; below 1
+            only after `reduced`.
     """
 
     users: np.ndarray
     items: np.ndarray
     user_has_profile: np.ndarray
     item_has_profile: np.ndarray
+    variance_kept: float = 1.0
 
     @classmethod
     def of(
@@ -37,6 +44,9 @@ class Profiles:
     ) -> Profiles:
         """Check vectors and complete the masks: a row with a NaN has no profile.
 
+        float32 vectors are kept as they are, in memory or mapped from a file; of another
+        type, float32 copies are made in memory.
+
         Raises:
             UserError: widths differ, a mask has another length, or a value is infinite.
         """
@@ -45,40 +55,29 @@ class Profiles:
                 f"profile vectors of users {users.shape} and items {items.shape} must be two "
                 "matrices of one width: embed both with the same model."
             )
-        masks = []
-        for name, vectors, given in (
-            ("user", users, user_has_profile),
-            ("item", items, item_has_profile),
-        ):
-            mask = ~np.isnan(vectors).any(axis=1)
-            if given is not None:
-                if given.shape != mask.shape:
-                    raise UserError(
-                        f"{name}_has_profile has shape {given.shape}, expected {mask.shape}."
-                    )
-                mask &= given.astype(bool)
-            infinite = np.isinf(vectors).any(axis=1) & mask
-            if infinite.any():
-                raise UserError(
-                    f"the profile vector of {name} row {infinite.argmax()} holds an infinite value."
-                )
-            masks.append(mask)
-        return cls(users, items, masks[0], masks[1])
+        users, user_has_profile = _checked("user", users, user_has_profile)
+        items, item_has_profile = _checked("item", items, item_has_profile)
+        return cls(users, items, user_has_profile, item_has_profile)
 
     @classmethod
     def load(cls, path: Path, users: int, items: int) -> Profiles:
-        """Read `users`, `items` and, where present, the two masks from a safetensors file.
+        """Map `users`, `items` and, where present, the two masks from a safetensors file.
+
+        float32 vectors stay on disk: they are read once for the checks, in blocks, and then
+        where they are used. float16 vectors are converted into memory.
 
         Raises:
-            UserError: an array is missing, or the row numbers differ from the data set's.
+            UserError: an array is missing, the row numbers differ from the data set's, or
+                what `of` refuses.
         """
-        arrays = read_arrays(path)
+        arrays = map_arrays(path)
         for name, rows in (("users", users), ("items", items)):
             if name not in arrays:
                 raise UserError(f"{path} holds no array '{name}'.")
-            if len(arrays[name]) != rows:
+            found = arrays[name].shape[0] if arrays[name].ndim else 0
+            if found != rows:
                 raise UserError(
-                    f"{path}: '{name}' has {len(arrays[name])} rows, the data set has {rows}. "
+                    f"{path}: '{name}' has {found} rows, the data set has {rows}. "
                     "Embed the profiles of this data set again."
                 )
         return cls.of(
@@ -88,11 +87,66 @@ class Profiles:
             arrays.get("item_has_profile"),
         )
 
+    def reduced(self, width: int) -> Profiles:
+        """The vectors on their `width` main axes: PCA over all users and items with a profile.
+
+        Axes and mean are those of users and items together, computed in float64 in blocks of
+        rows, and each axis points to where its largest component is positive, so that a
+        machine gives the same vectors every time. Rows without a profile become zero; the
+        masks stay. `variance_kept` says how much of the variance the axes hold.
+
+        Args:
+            width: from 1 to s - 1, and at most the number of profiles.
+
+        Returns:
+            Profiles of (U, width) and (I, width) float32, in memory.
+
+        Raises:
+            UserError: `width` is outside these bounds.
+        """
+        present = self.users.shape[1]
+        count = int(self.user_has_profile.sum() + self.item_has_profile.sum())
+        if not 1 <= width < present:
+            raise UserError(
+                f"profile vectors of width {present} cannot be reduced to {width}: "
+                f"choose a width from 1 to {present - 1}."
+            )
+        if width > count:
+            raise UserError(
+                f"{count} profiles do not span {width} axes: choose a width of at most {count}."
+            )
+        mean = sum((rows.sum(axis=0) for rows in self._known()), np.zeros(present)) / count
+        covariance = np.zeros((present, present))
+        for rows in self._known():
+            rows -= mean
+            covariance += rows.T @ rows
+        variances, axes = np.linalg.eigh(covariance / count)
+        variances, axes = variances[::-1].clip(0), axes[:, ::-1][:, :width]
+        axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(width)])
+        total = float(variances.sum())
+        kept = float(variances[:width].sum()) / total if total else 1.0
+        return replace(
+            self,
+            users=_projected(self.users, self.user_has_profile, mean, axes),
+            items=_projected(self.items, self.item_has_profile, mean, axes),
+            variance_kept=self.variance_kept * kept,
+        )
+
+    def _known(self) -> Iterator[np.ndarray]:
+        """The vectors of all users and items with a profile in blocks, float64."""
+        for matrix, mask in (
+            (self.users, self.user_has_profile),
+            (self.items, self.item_has_profile),
+        ):
+            for block in _blocks(len(matrix)):
+                yield matrix[block][mask[block]].astype(np.float64)
+
 
 def shuffled(profiles: Profiles, seed: int) -> Profiles:
     """The control: profiles dealt out anew among the users, and among the items, that have one.
 
     What an aligned model gains with these it does not gain from the meaning of the text.
+    The vectors are copied into memory.
     """
     rng = np.random.default_rng(seed)
     vectors = []
@@ -101,7 +155,48 @@ def shuffled(profiles: Profiles, seed: int) -> Profiles:
         (profiles.items, profiles.item_has_profile),
     ):
         rows = np.flatnonzero(mask)
-        dealt = matrix.copy()
-        dealt[rows] = matrix[rng.permutation(rows)]
-        vectors.append(dealt)
+        source = np.arange(len(matrix))
+        source[rows] = rng.permutation(rows)
+        vectors.append(matrix[source])
     return replace(profiles, users=vectors[0], items=vectors[1])
+
+
+def _blocks(rows: int) -> Iterator[slice]:
+    for start in range(0, rows, BLOCK_ROWS):
+        yield slice(start, min(start + BLOCK_ROWS, rows))
+
+
+def _checked(
+    name: str, vectors: np.ndarray, given: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors as float32, and (n,) bool: which rows have a profile."""
+    expected = (len(vectors),)
+    if given is not None and given.shape != expected:
+        raise UserError(f"{name}_has_profile has shape {given.shape}, expected {expected}.")
+    mask = np.ones(expected, bool) if given is None else given.astype(bool)
+    single = vectors if vectors.dtype == np.float32 else np.zeros(vectors.shape, np.float32)
+    for block in _blocks(len(vectors)):
+        if not mask[block].any():
+            continue  # a side without profiles is not even read from disk
+        if single is not vectors:
+            with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
+                single[block] = vectors[block]
+        odd = np.flatnonzero(mask[block] & ~np.isfinite(single[block]).all(axis=1)) + block.start
+        infinite = odd[~np.isnan(single[odd]).any(axis=1)]
+        if len(infinite):
+            raise UserError(
+                f"the profile vector of {name} row {infinite[0]} holds an infinite value."
+            )
+        mask[odd] = False
+    return single, mask
+
+
+def _projected(
+    matrix: np.ndarray, mask: np.ndarray, mean: np.ndarray, axes: np.ndarray
+) -> np.ndarray:
+    """(n, s) -> (n, width) float32; rows without a profile are zero."""
+    out = np.zeros((len(matrix), axes.shape[1]), np.float32)
+    for block in _blocks(len(matrix)):
+        known = mask[block]
+        out[block][known] = (matrix[block][known] - mean) @ axes
+    return out

@@ -9,8 +9,10 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from raysys.errors import UserError
 from raysys.graph.bipartite import BipartiteGraph
-from raysys.models.align import Aligned, ContrastiveAlignment
+from raysys.models.align import Alignment, align
+from raysys.models.autocf import AutoCF, AutoCFSettings
 from raysys.models.base import Recommender
+from raysys.models.dccf import DCCF, DCCFSettings
 from raysys.models.gccf import GCCF, GCCFSettings
 from raysys.models.lightgcn import LightGCN, LightGCNSettings
 from raysys.models.profiles import Profiles
@@ -40,6 +42,8 @@ BACKBONES = registry(
     ("gccf", GCCFSettings, GCCF),
     ("sgl", SGLSettings, SGL),
     ("simgcl", SimGCLSettings, SimGCL),
+    ("dccf", DCCFSettings, DCCF),
+    ("autocf", AutoCFSettings, AutoCF),
 )
 
 
@@ -50,7 +54,7 @@ class ModelSettings(Settings):
     """Name in `BACKBONES`."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the backbone; what is left out takes its default."""
-    alignment: ContrastiveAlignment | None = None
+    alignment: Alignment | None = None
     """Alignment with LLM profiles; none: the backbone alone."""
 
     @field_validator("backbone")
@@ -88,5 +92,5 @@ def build_model(
                 "the model has an [alignment] but no profile vectors are given: embed the "
                 "profiles first, or remove the alignment."
             )
-        model = Aligned(model, settings.alignment, profiles, generator)
+        model = align(model, settings.alignment, profiles, generator)
     return model.to(graph.device)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from raysys.graph.bipartite import BipartiteGraph
 from raysys.graph.propagation import drop_edges, full_adjacency, propagate, propagate_sum
-from raysys.models.base import Batch, NodeRecommender
+from raysys.models.base import Batch, Encoded, NodeRecommender
 from raysys.models.losses import info_nce
 from raysys.settings import Settings
 
@@ -78,26 +78,26 @@ class _TwoViews(NodeRecommender):
         super().__init__(graph, settings.reg, settings.width, generator)
         self.settings = settings
 
-    def propagate_nodes(
-        self, start: torch.Tensor, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, start: torch.Tensor, generator: torch.Generator | None, step: int = 0
+    ) -> Encoded:
         """Layer sum over all edges; only the views are random."""
-        return self.sides(propagate_sum(full_adjacency(self.graph), start, self.settings.layers))
+        nodes = propagate_sum(full_adjacency(self.graph), start, self.settings.layers)
+        return self.encoded(start, nodes)
 
     @abstractmethod
-    def view(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def view(
+        self, start: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """One random view: users (U, d) and items (I, d)."""
 
     def batch_losses(
-        self,
-        users: torch.Tensor,
-        items: torch.Tensor,
-        batch: Batch,
-        generator: torch.Generator,
+        self, encoded: Encoded, batch: Batch, generator: torch.Generator
     ) -> dict[str, torch.Tensor]:
         """BPR, and `contrast`: the sums over users and items, over B, times their weight."""
-        named = super().batch_losses(users, items, batch, generator)
-        (users1, items1), (users2, items2) = self.view(generator), self.view(generator)
+        named = super().batch_losses(encoded, batch, generator)
+        users1, items1 = self.view(encoded.start, generator)
+        users2, items2 = self.view(encoded.start, generator)
         chosen = (
             [batch.positives, batch.negatives] if self.contrast_negatives else [batch.positives]
         )
@@ -122,10 +122,12 @@ class SGL(_TwoViews):
     settings: SGLSettings
     contrast_negatives = True
 
-    def view(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def view(
+        self, start: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Layer sum over one draw of kept edges, the same in all layers."""
         adjacency = drop_edges(self.graph, self.settings.keep_rate, generator)
-        return self.sides(propagate_sum(adjacency, self.nodes, self.settings.layers))
+        return self.sides(propagate_sum(adjacency, start, self.settings.layers))
 
 
 class SimGCL(_TwoViews):
@@ -143,10 +145,12 @@ class SimGCL(_TwoViews):
     settings: SimGCLSettings
     contrast_negatives = False
 
-    def view(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def view(
+        self, start: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Layer sum with noise after each layer."""
         adjacency = full_adjacency(self.graph)
-        layer = total = self.initial_embeddings()
+        layer = total = start
         for _ in range(self.settings.layers):
             _, layer = propagate(adjacency, layer, 1)
             drawn = torch.rand(layer.shape, generator=generator, device=layer.device)

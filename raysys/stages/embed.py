@@ -1,18 +1,36 @@
-"""Stage `embeddings`: profiles become vectors."""
+"""Stage `embeddings`: profiles become vectors, or a person's own vectors take their place."""
 
 from __future__ import annotations
 
+from raysys.data.sources import require_file
 from raysys.stages.context import RunContext
 from raysys.store import Manifest
 from raysys.text.embeddings import embed_profiles
+from raysys.text.vectors import take_vectors
 
 
 def run(context: RunContext) -> tuple[Manifest, bool]:
-    """Encode all profiles into `RUN/embeddings/vectors.safetensors`."""
+    """Write `RUN/embeddings/vectors.safetensors`.
+
+    From all profiles, or, where the config gives vectors, from these and the data set alone:
+    Ray is not started then.
+    """
     settings = context.settings.embeddings
+    own = settings.own
+    if own:
+        for path in own.values():
+            require_file(path)
+        return context.run.run_stage(
+            "embeddings",
+            {key: str(path) for key, path in own.items()},
+            ["data"],
+            lambda output: take_vectors(settings, context.dataset, output),
+            files=own,
+        )
     return context.run.run_stage(
         "embeddings",
-        settings.model_dump(mode="json"),
+        # Without the two keys, which are empty here, runs of earlier versions stay finished.
+        settings.model_dump(mode="json", exclude={"user_vectors", "item_vectors"}),
         ["data", "item_profiles", "user_profiles"],
         lambda output: embed_profiles(
             settings,

@@ -31,6 +31,17 @@ class EmbeddingSettings(Settings):
     """An asset name, a local folder, or a hub id that sentence-transformers loads."""
     batch_size: int = Field(default=64, ge=1)
     """Texts encoded together."""
+    user_vectors: Path | None = None
+    """Your own vectors: parquet with `user_id` and `vector`, a list of numbers. No profile is
+    written and no text encoded then; see `raysys.text.vectors`."""
+    item_vectors: Path | None = None
+    """The same with `item_id`. One of the two is enough: the other side has no profiles."""
+
+    @property
+    def own(self) -> dict[str, Path]:
+        """The files of your own vectors by key; empty where profiles are embedded."""
+        given = {"user_vectors": self.user_vectors, "item_vectors": self.item_vectors}
+        return {key: path for key, path in given.items() if path is not None}
 
 
 class Encoder:
@@ -83,22 +94,30 @@ def embed_profiles(
     vectors = encode([text for text in texts if text is not None], settings, plan.pools[0])
     full = np.zeros((len(texts), vectors.shape[1]), np.float32)
     full[known] = vectors
-    flags = known.astype(np.uint8)
     split = len(users)
-    write_arrays(
-        output / VECTORS_FILE,
-        {
-            "users": full[:split],
-            "items": full[split:],
-            "user_has_profile": flags[:split],
-            "item_has_profile": flags[split:],
-        },
-    )
+    write_vectors(output, full[:split], full[split:], known[:split], known[split:])
     return StageReport(
         counts={"in": len(texts), "ok": int(known.sum()), "dead_letter": int((~known).sum())},
         dropped={"no_profile": int((~known).sum())} if not known.all() else {},
         figures={"width": float(vectors.shape[1])},
     )
+
+
+def write_vectors(
+    output: Path,
+    users: np.ndarray,
+    items: np.ndarray,
+    user_has_profile: np.ndarray,
+    item_has_profile: np.ndarray,
+) -> None:
+    """Write `VECTORS_FILE` into `output`: (U, s) and (I, s) float32, (U,) and (I,) bool."""
+    arrays = {
+        "users": users,
+        "items": items,
+        "user_has_profile": user_has_profile.astype(np.uint8),
+        "item_has_profile": item_has_profile.astype(np.uint8),
+    }
+    write_arrays(output / VECTORS_FILE, arrays)
 
 
 def encode(texts: list[str], settings: EmbeddingSettings, pool: Pool) -> np.ndarray[Any, Any]:

@@ -207,8 +207,8 @@ class GraphTraining:
             for rows in (owners, self._items[order], self._sampler.sample(owners, rng))
         ]
         return [
-            Batch(users, positives, negatives, self.workers.number, self.workers.count)
-            for users, positives, negatives in zip(*columns, strict=True)
+            Batch(users, positives, negatives, self.workers.number, self.workers.count, step)
+            for step, (users, positives, negatives) in enumerate(zip(*columns, strict=True))
         ]
 
     def _validate(self, valid: csr_matrix) -> float:
