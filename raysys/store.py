@@ -144,7 +144,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as safetensors by temporary file and rename."""
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     replace_file(path, lambda temporary: save_file(contiguous, temporary))
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -9,6 +12,7 @@ from raysys.store import (
     RunDirectory,
     StageReport,
     fingerprint,
+    map_arrays,
     read_arrays,
     read_json,
     read_manifest,
@@ -43,6 +47,15 @@ def test_a_finished_stage_is_skipped_and_a_changed_one_runs_again(tmp_path):
     assert changed.fingerprint != first.fingerprint
     assert calls == ["one", "three"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stage"]
+
+
+def test_a_changed_file_from_outside_runs_a_stage_again(tmp_path):
+    calls: list[str] = []
+    run, path = RunDirectory(tmp_path / "run"), tmp_path / "mine.parquet"
+    for content, text in (("x", "one"), ("x", "not run"), ("y", "two")):
+        path.write_text(content)
+        run.run_stage("s", {}, [], body_writing(text, calls), files={"mine": path})
+    assert calls == ["one", "two"]
 
 
 def test_changed_inputs_run_a_stage_again(tmp_path):
@@ -137,7 +150,12 @@ def test_round_trips(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "read"),
-    [("a.safetensors", read_arrays), ("t.parquet", read_table), ("j.json", read_json)],
+    [
+        ("a.safetensors", read_arrays),
+        ("a.safetensors", map_arrays),
+        ("t.parquet", read_table),
+        ("j.json", read_json),
+    ],
 )
 def test_missing_and_broken_files_are_named(tmp_path, name, read):
     path = tmp_path / name
@@ -161,3 +179,92 @@ def test_a_foreign_manifest_is_refused(tmp_path):
     write_json(tmp_path / "manifest.json", {"made": "elsewhere"})
     with pytest.raises(UserError, match="not a raysys manifest"):
         read_manifest(tmp_path)
+
+
+ARRAYS = {
+    "f": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
+    "h": np.arange(5, dtype=np.float16),
+    "b": np.array([True, False, True]),
+    "u": np.arange(7, dtype=np.uint8),
+    "i": np.arange(4, dtype=np.int32).reshape(2, 2),
+    "l": np.array(-(2**40), dtype=np.int64),
+    "none": np.zeros((0, 4), np.float32),
+}
+
+
+def test_mapped_arrays_equal_read_ones_and_the_file_is_never_written(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_arrays(path, ARRAYS)
+    before = path.read_bytes()
+    mapped, read = map_arrays(path), read_arrays(path)
+    assert mapped.keys() == read.keys() == ARRAYS.keys()
+    for name, array in read.items():
+        assert mapped[name].dtype == array.dtype
+        assert mapped[name].shape == array.shape == ARRAYS[name].shape
+        np.testing.assert_array_equal(mapped[name], array)
+    mapped["f"][0, 0] = 9
+    assert mapped["f"][0, 0] == 9
+    del mapped
+    assert path.read_bytes() == before
+    write_arrays(path, {})
+    assert map_arrays(path) == {}
+
+
+def write_raw(path, header, data=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def entry(shape, begin, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_metadata_of_other_writers_is_passed_over(tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_raw(path, {"__metadata__": {"format": "np"}, "a": entry([1], 0, 4)}, b"\0" * 4)
+    np.testing.assert_array_equal(map_arrays(path)["a"], [0])
+
+
+def test_a_file_larger_than_memory_is_mapped(tmp_path):
+    path = tmp_path / "large.safetensors"
+    size = 4 * ((psutil.virtual_memory().total + psutil.swap_memory().total) // 4 + 2**28)
+    write_raw(path, {"a": entry([size // 4], 0, size)})
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size + size)  # a hole: takes no room
+    assert map_arrays(path)["a"][-1] == 0
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 30, -4, -1])
+def test_a_truncated_file_is_not_mapped(tmp_path, kept):
+    path = tmp_path / "a.safetensors"
+    write_arrays(path, ARRAYS)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"a\.safetensors is not a"):
+        map_arrays(path)
+    with pytest.raises(UserError, match=r"a\.safetensors is not a"):
+        read_arrays(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "word"),
+    [
+        ({"a": entry([3], 0, 8)}, "'a' of shape"),
+        ({"a": entry([2], 8, 0)}, "'a' of shape"),
+        ({"a": entry([2], 4, 12)}, "'a' of shape"),
+        ({"a": entry([4], 0, 16)}, "'a' of shape"),
+        ({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, "'b' of shape"),
+        ({"a": entry([1], 0, 4)}, "end at byte"),
+        ({"a": entry([10**30, 0], 0, 0), "b": entry([2], 0, 8)}, "Maximum allowed dimension"),
+        ({"a": entry([-2], 0, 8)}, "a.shape.0"),
+        ({"a": entry([1], 0, 8, "F64")}, "type F64, not F32"),
+        ({"a": {"dtype": "F32"}}, "a.shape"),
+        ([1, 2], "valid dictionary"),
+        (b"{not json", "line 1"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, header, word):
+    path = tmp_path / "a.safetensors"
+    write_raw(path, header, b"\0" * 8)
+    with pytest.raises(UserError, match=word) as caught:
+        map_arrays(path)
+    assert str(path) in str(caught.value)

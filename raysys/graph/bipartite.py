@@ -47,7 +47,7 @@ class SparsePattern:
     @cached_property
     def rows(self) -> torch.Tensor:
         """(E,) int64 row of each entry."""
-        return torch.repeat_interleave(self.degrees)
+        return torch.repeat_interleave(self.degrees.long())
 
     def with_values(self, values: torch.Tensor) -> torch.Tensor:
         """The (N, N) sparse CSR tensor with `values` (E,) in the order of the entries.

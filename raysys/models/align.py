@@ -273,11 +273,13 @@ class Contrastive(Aligned):
         temperature = self.settings.temperature
         own = embeddings.index_select(0, batch.share(group.nodes))
         texts = batch.share(group.texts)
-        rows = info_nce(own, texts, group.key_texts, temperature, group.key_counts)
+        counts = batch.share(group.counts)
+        total = info_nce(own, texts, group.key_texts, temperature, counts, group.key_counts)
         if self.settings.symmetric:
             keys = embeddings.index_select(0, group.key_nodes)
-            rows = (rows + info_nce(texts, own, keys, temperature, group.key_counts)) / 2
-        return (rows * batch.share(group.counts)).sum()
+            back = info_nce(texts, own, keys, temperature, counts, group.key_counts)
+            total = (total + back) / 2
+        return total
 
 
 class Generative(Aligned):
@@ -339,10 +341,10 @@ class Generative(Aligned):
         )
         outputs = torch.cat([encoded.users, encoded.items])
         own = outputs.index_select(0, self._described[batch.share(places)])
-        rows = info_nce(
+        total = info_nce(
             self.project(own), batch.share(profiles), profiles, self.settings.temperature
         )
-        return rows.sum() * (self.settings.recon_weight / len(places))
+        return total * (self.settings.recon_weight / len(places))
 
 
 def align(

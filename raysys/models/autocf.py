@@ -117,10 +117,10 @@ class AutoCF(NodeRecommender):
         scores = users.index_select(0, batch.share(batch.users)) * items.index_select(
             0, batch.share(batch.positives)
         )
-        softmax = (log_sum_exp(own, items) * batch.share(counts)).sum() - scores.sum()
-        apart_users = log_sum_exp(own, users).sum() / len(distinct)
+        softmax = log_sum_exp(own, items, batch.share(counts)) - scores.sum()
+        apart_users = log_sum_exp(own, users) / len(distinct)
         own_items = items.index_select(0, batch.share(positives))
-        apart_items = log_sum_exp(own_items, items).sum() / len(positives)
+        apart_items = log_sum_exp(own_items, items) / len(positives)
         return {
             "softmax": softmax / len(batch),
             "uniformity": (apart_users + apart_items) * self.settings.uniformity_weight,

@@ -96,8 +96,8 @@ class DCCF(NodeRecommender):
                 queries = plain.index_select(0, batch.share(nodes))
                 for view in views:
                     keys = view.index_select(0, nodes)
-                    rows = info_nce(queries, batch.share(keys), keys, self.settings.temperature)
-                    total = total + rows.sum()
+                    own = batch.share(keys)
+                    total = total + info_nce(queries, own, keys, self.settings.temperature)
         named["contrast"] = total * (self.settings.cl_weight / len(users))
         return named
 

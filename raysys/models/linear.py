@@ -6,6 +6,9 @@ helps has to beat them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import numpy as np
 import torch
 from pydantic import Field
@@ -16,9 +19,10 @@ from raysys.graph.bipartite import distinct_pairs
 from raysys.models.base import ScoreBlock
 from raysys.settings import Settings
 
-#: EASE holds two dense (I, I) float32 matrices: 8 GB at this catalogue.
+#: EASE's dense (I, I) float32 matrix takes 4 GB at this catalogue.
 MAX_DENSE_ITEMS = 32_000
-_ITEMS_AT_ONCE = 1024
+#: Floats of one temporary: 64 MiB.
+_FLOATS_AT_ONCE = 2**24
 
 
 class ItemKNNSettings(Settings):
@@ -45,27 +49,20 @@ class ItemKNN:
         self._train = _binary(train)
         by_item = self._train.T.tocsr()  # (I, U)
         norms = np.sqrt(np.diff(by_item.indptr)).astype(np.float32)
-        blocks = [
-            self._similar(by_item, norms, start, settings)
-            for start in range(0, by_item.shape[0], _ITEMS_AT_ONCE)
-        ]
+        items = len(norms)
+        blocks = [self._similar(by_item, norms, rows, settings) for rows in _blocks(items, items)]
         self.similarity: csr_matrix = vstack(blocks, format="csr")
 
     def _similar(
-        self, by_item: csr_matrix, norms: np.ndarray, start: int, settings: ItemKNNSettings
+        self, by_item: csr_matrix, norms: np.ndarray, rows: np.ndarray, settings: ItemKNNSettings
     ) -> csr_matrix:
         """Kept similarities of a block of items, (b, I)."""
-        rows = np.arange(start, min(start + _ITEMS_AT_ONCE, by_item.shape[0]))
         shared = (by_item[rows] @ self._train).toarray()  # (b, I) users in common
         shared /= norms[rows, None] * norms[None] + settings.shrink + 1e-12
         shared[np.arange(len(rows)), rows] = 0.0
         kept = min(settings.neighbours, shared.shape[1])
         found = torch.topk(torch.from_numpy(shared), kept)
-        pointers = np.arange(len(rows) + 1) * kept
-        columns = found.indices.reshape(-1).numpy()
-        block = csr_matrix((found.values.reshape(-1).numpy(), columns, pointers), shared.shape)
-        block.eliminate_zeros()
-        return block
+        return _from_lists(found.indices, found.values, shared.shape[1])
 
     def score_block(self, user_rows: np.ndarray) -> np.ndarray:
         """User rows (b,) -> scores (b, I) float32."""
@@ -80,13 +77,24 @@ class EaseSettings(Settings):
     """λ; the larger, the nearer to popularity. Choose it on validation."""
     text_weight: float = Field(default=0.0, ge=0)
     """Weight of the item vectors' Gram matrix beside the interactions'."""
+    solver: Literal["auto", "dense", "sparse"] = "auto"
+    """dense: exact; sparse: approximate; auto: dense while the catalogue allows it."""
+    neighbours: int = Field(default=100, ge=1)
+    """Items that may predict each item, for the sparse solver."""
 
 
 class Ease:
-    """score(u, ·) = x_u B, B = −P / diag(P) off the diagonal, 0 on it, P = (XᵀX + αTTᵀ + λI)⁻¹.
+    """score(u, ·) = x_u B, where B minimises ‖X − XB‖² + α‖Tᵀ − TᵀB‖² + λ‖B‖², diagonal zero.
 
-    The minimiser of ‖X − XB‖² + α‖Tᵀ − TᵀB‖² + λ‖B‖² with a zero diagonal. Source: EASE
-    (Steck 2019), equation 8; the rows of Tᵀ are stacked under X as if they were users.
+    Dense: B = −P / diag(P) off the diagonal, P = G⁻¹, G = XᵀX + αTTᵀ + λI. Source: EASE
+    (Steck 2019), equation 8; the rows of Tᵀ are stacked under X as if they were users. Peak
+    memory: one (I, I) float32 matrix, which the inverse overwrites.
+
+    Sparse: column j of B may be non-zero only at the K items N with the largest |G_ij|/√(G_ii),
+    and solves G_NN b = G_Nj; with K = I − 1 this is the dense B. Source: Markov random fields
+    for collaborative filtering (Steck 2019), its limit of one regression for each item, here
+    with the same number of neighbours for all. Time grows as I² + I·K³; peak memory: about
+    8 bytes for each pair of items that share a user, and 8 for each of the I·K weights.
 
     Args:
         train: (U, I); every stored non-zero entry is one interaction.
@@ -94,10 +102,15 @@ class Ease:
         item_vectors: (I, s) T, used where `text_weight` is above 0; rows are normalised.
         item_has_vector: (I,) bool; items without a vector take no part in TTᵀ.
 
+    Attributes:
+        weights: (I, I) B; a torch tensor from the dense solver, a csr_matrix from the sparse.
+
     Raises:
-        UserError: the catalogue is too large for dense matrices, or vectors are asked for
-            and missing or of another length.
+        UserError: the catalogue is too large for the dense solver, `reg` is too small for the
+            data, or vectors are asked for and missing or of another length.
     """
+
+    weights: torch.Tensor | csr_matrix
 
     def __init__(
         self,
@@ -108,23 +121,32 @@ class Ease:
     ) -> None:
         self._train = _binary(train)
         items = train.shape[1]
-        if items > MAX_DENSE_ITEMS:
+        if settings.solver == "dense" and items > MAX_DENSE_ITEMS:
             raise UserError(
                 f"EASE needs a dense matrix of {items} x {items} items; the limit is "
-                f"{MAX_DENSE_ITEMS}. Use ItemKNN, or a larger k_core."
+                f"{MAX_DENSE_ITEMS}. Set solver to 'sparse', or raise k_core."
             )
-        gram = torch.from_numpy((self._train.T @ self._train).toarray())
+        text = torch.empty(items, 0)  # without columns it adds nothing to G
         if settings.text_weight:
-            vectors = _unit_vectors(items, item_vectors, item_has_vector)
-            gram.addmm_(vectors, vectors.T, alpha=settings.text_weight)
-        gram.diagonal().add_(settings.reg)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
-        inverse.div_(-inverse.diagonal().clone())
-        self.weights = inverse.fill_diagonal_(0.0)
+            text = _unit_vectors(items, item_vectors, item_has_vector)
+            text.mul_(settings.text_weight**0.5)
+        try:
+            if settings.solver == "sparse" or items > MAX_DENSE_ITEMS:
+                self.weights = _sparse_weights(self._train, text, settings.reg, settings.neighbours)
+            else:
+                self.weights = _dense_weights(self._train, text, settings.reg)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            raise UserError(
+                f"EASE cannot be solved with reg {settings.reg:g} in 32-bit numbers: raise it."
+            ) from None
 
     def score_block(self, user_rows: np.ndarray) -> np.ndarray:
         """User rows (b,) -> scores (b, I) float32."""
-        scores: np.ndarray = self._train[user_rows] @ self.weights.numpy()
+        rows = self._train[user_rows]
+        if isinstance(self.weights, torch.Tensor):
+            scores: np.ndarray = rows @ self.weights.numpy()
+        else:
+            scores = (rows @ self.weights).toarray()
         return scores
 
 
@@ -159,6 +181,74 @@ def _binary(train: csr_matrix) -> csr_matrix:
     ones = distinct_pairs(train)
     ones.data = np.ones(ones.nnz, dtype=np.float32)
     return ones
+
+
+def _blocks(rows: int, width: int) -> Iterator[np.ndarray]:
+    """All row numbers in turn, as many at once as have room with `width` floats each."""
+    step = max(1, _FLOATS_AT_ONCE // width)
+    for start in range(0, rows, step):
+        yield np.arange(start, min(start + step, rows))
+
+
+def _from_lists(columns: torch.Tensor, values: torch.Tensor, width: int) -> csr_matrix:
+    """(b, width) with `values` (b, k) at `columns` (b, k) of each row; zeros are not stored."""
+    rows, kept = columns.shape
+    pointers = np.arange(rows + 1) * kept
+    entries = (values.reshape(-1).numpy(), columns.reshape(-1).numpy(), pointers)
+    matrix = csr_matrix(entries, (rows, width))
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _gram_rows(shared: csr_matrix, text: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+    """(b, I) rows of XᵀX + TTᵀ from those of XᵀX; text (I, s)."""
+    return torch.from_numpy(shared.toarray()).addmm_(text[rows], text.T)
+
+
+def _dense_weights(train: csr_matrix, text: torch.Tensor, reg: float) -> torch.Tensor:
+    """`Ease`'s dense B; text (I, s) is T·√α."""
+    by_item = train.T.tocsr()
+    items = by_item.shape[0]
+    matrix = torch.empty(items, items)
+    for rows in _blocks(items, items):
+        matrix[rows] = _gram_rows(by_item[rows] @ train, text, rows)
+    matrix.diagonal().add_(reg)
+    # The matrix is symmetric, so its transposed view is the same matrix in LAPACK's column
+    # order; in row order LAPACK would work on a copy.
+    torch.linalg.cholesky(matrix.mT, out=matrix.mT)
+    torch.cholesky_inverse(matrix.mT, out=matrix.mT)
+    matrix.div_(-matrix.diagonal().clone())
+    return matrix.fill_diagonal_(0.0)
+
+
+def _sparse_weights(
+    train: csr_matrix, text: torch.Tensor, reg: float, neighbours: int
+) -> csr_matrix:
+    """`Ease`'s sparse B; text (I, s) is T·√α."""
+    items, width = text.shape
+    if items == 1:
+        return csr_matrix((1, 1), dtype=np.float32)
+    kept = min(neighbours, items - 1)
+    shared = (train.T @ train).tocsr()
+    shared.sort_indices()  # entries of a sorted row are looked up by bisection
+    scale = (torch.from_numpy(shared.diagonal()) + text.square().sum(dim=1) + reg).rsqrt()
+    lower = np.tril_indices(kept)  # all that a Cholesky factorisation reads
+    columns = []
+    for rows in _blocks(items, max(items, kept * kept, kept * width)):
+        gram = _gram_rows(shared[rows], text, rows)
+        similar = gram.abs().mul_(scale)
+        similar[np.arange(len(rows)), rows] = -1.0  # an item does not predict itself
+        near = similar.topk(kept).indices.sort(dim=1).values
+        below, left = (near.numpy()[:, part].reshape(-1) for part in lower)
+        systems = torch.zeros(len(rows), kept, kept)
+        systems[:, *lower] = torch.from_numpy(np.asarray(shared[below, left])).view(len(rows), -1)
+        vectors = text[near]
+        systems.baddbmm_(vectors, vectors.mT)
+        systems.diagonal(dim1=1, dim2=2).add_(reg)
+        targets = gram.gather(1, near).unsqueeze(2)
+        solved = torch.cholesky_solve(targets, torch.linalg.cholesky(systems))
+        columns.append(_from_lists(near, solved, items))
+    return vstack(columns).T.tocsr()
 
 
 def _unit_vectors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional
 #: Entries of a similarity matrix held at once. On a CPU 4 MiB, to stay near the cache
 #: (2^24 is half as fast); on a GPU 256 MiB, to keep it busy.
 _BLOCK_ENTRIES = {"cpu": 1 << 20, "cuda": 1 << 26}
+#: exp(±40), summed over 10^9 keys, is within float32: such scores need no shift.
+_SMALL_BOUND = 40.0
 
 
 def bpr(users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
@@ -40,9 +43,10 @@ def info_nce(
     targets: torch.Tensor,
     keys: torch.Tensor,
     temperature: float,
+    weights: torch.Tensor | None = None,
     key_counts: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """InfoNCE with cosine similarity: log Σ_k n_k·exp(cos(q, k)/τ) − cos(q, t)/τ, one per row.
+    """InfoNCE with cosine similarity: Σ_q w_q·[log Σ_k n_k·exp(cos(q, k)/τ) − cos(q, t_q)/τ].
 
     Source: RLMRec, equation 7 with the released code's one direction. Memory is bounded, see
     `log_sum_exp`.
@@ -52,65 +56,84 @@ def info_nce(
         targets: (n, d), the match of each query.
         keys: (m, d), the denominator.
         temperature: τ > 0.
-        key_counts: (m,) how often each key stands in the denominator; default once.
+        weights: (n,) w, how often each query counts; default once.
+        key_counts: (m,) n, how often each key stands in the denominator; default once.
 
     Returns:
-        (n,).
+        The sum, a scalar.
     """
     scaled = unit_rows(queries) / temperature
-    bias = None if key_counts is None else key_counts.log()
-    denominators = log_sum_exp(scaled, unit_rows(keys), bias)
-    return denominators - (scaled * unit_rows(targets)).sum(dim=1)
+    matches = (scaled * unit_rows(targets)).sum(dim=1)
+    if weights is not None:
+        matches = matches * weights
+    unit_keys = unit_rows(keys)
+    return log_sum_exp(scaled, unit_keys, weights, key_counts, 1 / temperature) - matches.sum()
 
 
 def log_sum_exp(
-    queries: torch.Tensor, keys: torch.Tensor, key_bias: torch.Tensor | None = None
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    key_counts: torch.Tensor | None = None,
+    bound: float = math.inf,
 ) -> torch.Tensor:
-    """log Σ_k exp(q·k + b_k), one per query; stable, and of bounded memory.
+    """Σ_q w_q·log Σ_k n_k·exp(q·k), stable, and of bounded memory.
 
-    Blocks of the (n, m) matrix are computed, and computed again in the backward pass.
+    The (n, m) matrix is computed once, in blocks, and each block's part of the gradient at
+    once with it: nothing of that size is kept or computed again.
 
     Args:
         queries: (n, d).
         keys: (m, d).
-        key_bias: (m,) b, without gradient; default 0.
+        weights: (n,) w, without gradient; default 1.
+        key_counts: (m,) n, without gradient; default 1.
+        bound: what |q·k| cannot exceed, if that is known: a small one saves a pass.
 
     Returns:
-        (n,).
+        The sum, a scalar.
     """
-    bias = keys.new_zeros(len(keys)) if key_bias is None else key_bias
+    weights = queries.new_ones(len(queries)) if weights is None else weights
+    key_counts = keys.new_ones(len(keys)) if key_counts is None else key_counts
     result: torch.Tensor = _LogSumExp.apply(  # type: ignore[no-untyped-call]
-        queries, keys, bias
+        queries, keys, weights, key_counts, bound
     )
     return result
 
 
 class _LogSumExp(torch.autograd.Function):
-    """log Σ_k exp(q·k + b_k) for each query: (n, d), (m, d), (m,) -> (n,)."""
-
     @staticmethod
     def forward(
-        ctx: Any, queries: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor
+        ctx: Any,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        weights: torch.Tensor,
+        counts: torch.Tensor,
+        bound: float,
     ) -> torch.Tensor:
-        result = queries.new_empty(len(queries))
+        total = queries.new_zeros(())
+        query_grad, key_grad = torch.empty_like(queries), torch.zeros_like(keys)
+        counted = keys * counts[:, None]
         for rows in _blocks(queries, keys):
-            scores = torch.addmm(bias, queries[rows], keys.T)
-            # Shifted by the row's maximum, no exponential can overflow.
-            top = scores.amax(dim=1, keepdim=True)
-            result[rows] = scores.sub_(top).exp_().sum(dim=1).log_().add_(top[:, 0])
-        ctx.save_for_backward(queries, keys, bias, result)
-        return result
+            own = queries[rows]
+            scores = own @ keys.T
+            top = own.new_zeros(len(own))
+            if bound > _SMALL_BOUND:
+                # Shifted by the row's maximum, no exponential overflows and no sum vanishes.
+                top = scores.amax(dim=1)
+                scores.sub_(top[:, None])
+            scores.exp_()
+            sums = scores @ counts
+            total += (weights[rows] * (sums.log() + top)).sum()
+            share = (weights[rows] / sums)[:, None]
+            query_grad[rows] = (scores @ counted) * share
+            key_grad.addmm_(scores.T, own * share)
+        ctx.save_for_backward(query_grad, key_grad.mul_(counts[:, None]))
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        queries, keys, bias, result = ctx.saved_tensors
-        query_grad, key_grad = torch.empty_like(queries), torch.zeros_like(keys)
-        for rows in _blocks(queries, keys):
-            weights = torch.addmm(bias, queries[rows], keys.T)
-            weights.sub_(result[rows, None]).exp_().mul_(grads[0][rows, None])
-            torch.mm(weights, keys, out=query_grad[rows])
-            key_grad.addmm_(weights.T, queries[rows])
-        return query_grad, key_grad, None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query_grad, key_grad = ctx.saved_tensors
+        return query_grad * grads[0], key_grad * grads[0], None, None, None
 
 
 def _blocks(queries: torch.Tensor, keys: torch.Tensor) -> list[slice]:

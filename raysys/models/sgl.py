@@ -61,8 +61,8 @@ def contrast(
     """
     unique, counts = torch.unique(nodes, return_counts=True)
     own = batch.share(unique)
-    rows = info_nce(first.index_select(0, own), second.index_select(0, own), second, temperature)
-    return (rows * batch.share(counts)).sum()
+    queries, targets = first.index_select(0, own), second.index_select(0, own)
+    return info_nce(queries, targets, second, temperature, batch.share(counts))
 
 
 class _TwoViews(NodeRecommender):

@@ -176,11 +176,13 @@ def _read(
         if values is None:
             values = np.zeros((len(ids), lengths[0]), np.float32)
         width = values.shape[1]
-        odd = (lengths != width) | (lengths == 0)
+        if not width:
+            raise UserError(f"{path}: the vector of {name} {_named(ids[rows[:1]])} is empty.")
+        odd = lengths != width
         if odd.any():
             raise UserError(
-                f"{path}: the vectors of {name} {_named(ids[rows[odd]])} have length "
-                f"{lengths[odd][0]}" + (f", those before them {width}." if width else ".")
+                f"{path}: the vectors of {name} {_named(ids[rows[odd]])} do not have the {width} "
+                "numbers of the first; all must have one length."
             )
         # A number beyond float32 becomes infinite here, a missing one NaN.
         numbers = pc.cast(lists.flatten(), pa.float32(), safe=False)
@@ -204,10 +206,11 @@ def _lists(path: Path, column: pa.Array) -> pa.Array:
     """The column without the tensor type that some writers put around the lists."""
     lists = column.storage if isinstance(column, pa.ExtensionArray) else column
     kind, types = lists.type, pa.types
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        if types.is_integer(kind.value_type) or types.is_floating(kind.value_type):
-            return lists
-    raise UserError(f"{path}, column '{VECTOR}': has type {kind}, not lists of numbers.")
+    listed = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    numbers = listed and (types.is_integer(kind.value_type) or types.is_floating(kind.value_type))
+    if not numbers:
+        raise UserError(f"{path}, column '{VECTOR}': has type {kind}, not lists of numbers.")
+    return lists
 
 
 def _named(ids: pa.Array | pa.ChunkedArray | np.ndarray) -> str:

@@ -73,4 +73,6 @@ def test_info_nce() -> None:
     assert info_nce(query, target, keys, 0.5).item() == pytest.approx(0.627411, abs=2e-6)
     # The second key kept twice: ln(13.773991) - 1.92 = 2.622783 - 1.92 = 0.702783
     counts = torch.tensor([1.0, 2.0, 1.0])
-    assert info_nce(query, target, keys, 0.5, counts).item() == pytest.approx(0.702783, abs=2e-6)
+    assert info_nce(query, target, keys, 0.5, key_counts=counts).item() == pytest.approx(
+        0.702783, abs=2e-6
+    )

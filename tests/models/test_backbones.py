@@ -29,7 +29,7 @@ ALIGNMENTS = {
     ),
 }
 #: So small a graph is hidden whole, or nearly so, with the usual numbers.
-SPECIAL = {"autocf": {"heads": 3, "seeds": 2, "mask_depth": 1}, "dccf": {"intents": 5}}
+SPECIAL = {"autocf": {"heads": 3, "seeds": 1, "mask_depth": 2}, "dccf": {"intents": 5}}
 
 
 def settings(name: str, aligned: str) -> ModelSettings:
@@ -203,11 +203,17 @@ class Dense:
         normal = torch.nn.functional.normalize
         scores = torch.sigmoid((normal(around) * normal(nodes)).sum(1)).log()
         drawn = torch.rand(n, generator=self.draws)
-        seeds = (scores - (-drawn.log()).log()).topk(2).indices.tolist()
+        near = (scores - (-drawn.log()).log()).topk(1).indices.tolist()
         edges = ones.nonzero().tolist()
-        kept = [(r, c) for r, c in edges if r not in seeds and c not in seeds]
+        kept, chosen = edges, set(near)
+        for _ in range(2):
+            hidden = [edge for edge in kept if edge[0] in near or edge[1] in near]
+            kept = [edge for edge in kept if edge not in hidden]
+            near = sorted({node for edge in hidden for node in edge})
+            chosen |= set(near) if len(chosen) == 1 else set()
+        assert 0 < len(kept) < len(edges)
         extra = torch.randint(n, (int(n * 0.2),), generator=self.draws).tolist()
-        pool = sorted({*seeds, *extra})
+        pool = sorted({*chosen, *extra})
         pairs = torch.randint(len(pool), (2, len(edges)), generator=self.draws).T.tolist()
         encoder, decoder = torch.zeros(n, n), torch.eye(n)
         for r, c in kept:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raysys.models import losses
-from raysys.models.losses import bpr, info_nce
+from raysys.models.losses import bpr, info_nce, log_sum_exp
 
 
 def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -24,36 +24,52 @@ def plain_info_nce(
 
 
 @pytest.mark.parametrize("entries", [1, 25, 1 << 20])
+@pytest.mark.parametrize("temperature", [0.3, 0.01])
 def test_info_nce_and_gradients_equal_the_plain_formula(
-    entries: int, monkeypatch: pytest.MonkeyPatch
+    entries: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(losses._BLOCK_ENTRIES, "cpu", entries)
     counts = torch.tensor([1.0, 3, 1, 2, 1, 1, 4, 1, 1], dtype=torch.float64)
+    weights = torch.arange(1.0, 8, dtype=torch.float64)
+
+    def plain(*inputs: torch.Tensor) -> torch.Tensor:
+        return (plain_info_nce(*inputs, temperature, counts) * weights).sum()
+
+    def ours(*inputs: torch.Tensor) -> torch.Tensor:
+        return info_nce(*inputs, temperature, weights, counts)
+
     results = []
-    for function in (plain_info_nce, info_nce):
+    for function in (plain, ours):
         inputs = [draw(n, 4, seed=n).requires_grad_() for n in (7, 7, 9)]
-        rows = function(*inputs, 0.3, counts)
-        (rows * torch.arange(1.0, 8)).sum().backward()
-        results.append([rows.detach(), *(tensor.grad for tensor in inputs)])
-    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-6)
+        total = function(*inputs)
+        (2 * total).backward()
+        results.append([total.detach(), *(tensor.grad for tensor in inputs)])
+    # Ours guards against zero rows with 1e-8, which a small temperature makes visible.
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+def test_log_sum_exp_of_large_scores_equals_torch() -> None:
+    queries, keys = draw(6, 4, seed=1) * 40, draw(8, 4, seed=2) * 40
+    counts = torch.arange(1.0, 9, dtype=torch.float64)
+    expected = torch.logsumexp(queries @ keys.T + counts.log(), dim=1).sum()
+    torch.testing.assert_close(log_sum_exp(queries, keys, key_counts=counts), expected)
 
 
 def test_info_nce_does_not_overflow() -> None:
     # exp(cosine / 0.001) reaches e^1000, beyond float64.
     queries = draw(5, 3, seed=0, dtype=torch.float32).requires_grad_()
-    rows = info_nce(queries, queries.detach(), queries.detach(), 0.001)
-    rows.sum().backward()
-    assert torch.isfinite(rows).all()
+    total = info_nce(queries, queries.detach(), queries.detach(), 0.001)
+    total.backward()
     assert torch.isfinite(queries.grad).all()
-    torch.testing.assert_close(rows.detach(), torch.zeros(5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(total.detach(), torch.zeros(()), atol=1e-3, rtol=0)
 
 
 def test_info_nce_of_zero_rows_and_of_nothing() -> None:
     zero = torch.zeros(2, 3, requires_grad=True)
-    info_nce(zero, zero, zero, 0.2).sum().backward()
+    info_nce(zero, zero, zero, 0.2).backward()
     assert torch.isfinite(zero.grad).all()
     empty = torch.zeros(0, 3, requires_grad=True)
-    assert info_nce(empty, empty, empty, 0.2).shape == (0,)
+    assert info_nce(empty, empty, empty, 0.2) == 0
 
 
 def test_bpr_falls_when_the_positive_rises() -> None:
