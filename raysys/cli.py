@@ -41,7 +41,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 #: Command → the stages it runs and what it says of itself.
 STAGE_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "profile": (("item_profiles", "user_profiles"), "Let the LLM describe items, then users."),
-    "embed": (("embeddings",), "Turn the profiles into vectors."),
+    "embed": (("embeddings",), "Turn the profiles into vectors, or take your own."),
     "train": (("train",), "Train the models."),
     "evaluate": (("evaluate",), "Measure the models on the test split."),
     "recommend": (("recommend",), "Write top-k lists for all users."),
@@ -84,9 +84,7 @@ def version(as_json: Json = False) -> None:
 @app.command()
 def run(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Run all stages of CONFIG; finished ones are skipped."""
-    from raysys.pipeline import STAGES
-
-    _run_stages(config, overrides or [], tuple(STAGES), as_json)
+    _run_stages(config, overrides or [], None, as_json)
 
 
 def _stage_command(name: str, stages: tuple[str, ...], text: str) -> None:
@@ -100,7 +98,9 @@ for _name, (_stages, _text) in STAGE_COMMANDS.items():
     _stage_command(_name, _stages, _text)
 
 
-def _run_stages(config: Path, overrides: list[str], stages: tuple[str, ...], as_json: bool) -> None:
+def _run_stages(
+    config: Path, overrides: list[str], stages: tuple[str, ...] | None, as_json: bool
+) -> None:
     from raysys.pipeline import run_stages
     from raysys.settings import load_settings
     from raysys.stages.context import RunSettings

@@ -30,10 +30,16 @@ class StageOutcome:
     skipped: bool
 
 
+def stages_of(settings: RunSettings) -> tuple[str, ...]:
+    """All stages that a run has, in order: with vectors of its own it writes no profiles."""
+    without = profiles.PROFILE_STAGES if settings.embeddings.own else ()
+    return tuple(name for name in STAGES if name not in without)
+
+
 def run_stages(
-    settings: RunSettings, stages: Sequence[str] = tuple(STAGES)
+    settings: RunSettings, stages: Sequence[str] | None = None
 ) -> dict[str, StageOutcome]:
-    """Run the named stages in the order given; finished ones are skipped.
+    """Run the named stages, or all that the run has, in order; finished ones are skipped.
 
     Ray is joined or started for the first stage that needs it and left at the end.
 
@@ -43,7 +49,7 @@ def run_stages(
     """
     outcomes = {}
     with RunContext(settings) as context:
-        for name in stages:
+        for name in stages_of(settings) if stages is None else stages:
             manifest, skipped = STAGES[name](context)
             outcomes[name] = StageOutcome(manifest, skipped)
     return outcomes

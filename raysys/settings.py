@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -119,23 +119,24 @@ def _explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
 
 
 def _model_at(cls: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] | None = cls
+    candidates = [cls]
     for part in location:
-        if model is None:
-            return None
-        field = model.model_fields.get(part)
-        if field is None:
-            continue  # a list index, a dict key or a union tag inside the same field
-        model = _model_in(field.annotation)
-    return model
+        found = [model.model_fields[part] for model in candidates if part in model.model_fields]
+        if found:
+            candidates = [model for field in found for model in _models_in(field.annotation)]
+        else:  # a list index, a dict key, or the tag of a union inside the same field
+            tagged = [model for model in candidates if _has_tag(model, part)]
+            candidates = tagged or candidates
+    return candidates[0] if candidates else None
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in {Union, UnionType, list, tuple, dict}:
-        for argument in get_args(annotation):
-            found = _model_in(argument)
-            if found is not None:
-                return found
-    return None
+        return [annotation]
+    if get_origin(annotation) in {Union, UnionType, list, tuple, dict, Annotated}:
+        return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return []
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    return any(tag in get_args(field.annotation) for field in model.model_fields.values())

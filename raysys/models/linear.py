@@ -239,7 +239,7 @@ def _sparse_weights(
         similar = gram.abs().mul_(scale)
         similar[np.arange(len(rows)), rows] = -1.0  # an item does not predict itself
         near = similar.topk(kept).indices.sort(dim=1).values
-        below, left = (near.numpy()[:, part].reshape(-1) for part in lower)
+        below, left = (near.int().numpy().take(part, axis=1).ravel() for part in lower)
         systems = torch.zeros(len(rows), kept, kept)
         systems[:, *lower] = torch.from_numpy(np.asarray(shared[below, left])).view(len(rows), -1)
         vectors = text[near]

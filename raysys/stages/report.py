@@ -33,6 +33,7 @@ from raysys.schema import (
 )
 from raysys.stages.context import RunContext
 from raysys.stages.evaluate import METRICS_FILE
+from raysys.stages.profiles import PROFILE_STAGES
 from raysys.stages.recommend import MODEL_FILE
 from raysys.stages.train import history
 from raysys.store import Manifest, StageReport, read_json, read_table, replace_file, versions
@@ -50,7 +51,7 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
     done = context.run.run_stage(
         "report",
         settings.model_dump(mode="json"),
-        list(BEFORE),
+        _before(context),
         lambda output: _report(context, output),
     )
     for name in (REPORT_JSON, REPORT_HTML):
@@ -61,9 +62,15 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
     return done
 
 
+def _before(context: RunContext) -> list[str]:
+    """The stages that the report reads: a run with its own vectors has no profiles."""
+    without = PROFILE_STAGES if context.settings.embeddings.own else ()
+    return [name for name in BEFORE if name not in without]
+
+
 def _report(context: RunContext, output: Path) -> StageReport:
     settings, dataset = context.settings, context.dataset
-    manifests = {name: context.run.require(name, "raysys run CONFIG") for name in BEFORE}
+    manifests = {name: context.run.require(name, "raysys run CONFIG") for name in _before(context)}
     measured = read_json(context.run.path("evaluate") / METRICS_FILE)
     model = read_json(context.run.path("recommend") / MODEL_FILE)["model"]
     users, items = dataset.shape
@@ -117,7 +124,9 @@ def _user_examples(context: RunContext) -> list[UserExample]:
     rows = np.unique(np.linspace(0, total - 1, min(wanted, total)).astype(np.int64))
     lists = read_table(context.run.path("recommend") / RECOMMENDATIONS_FILE)
     titles = dataset.items[TITLE].to_pylist()
-    profiles = summaries_in_order(context.run.path("user_profiles"), dataset.user_ids)
+    profiles: list[str | None] = [None] * total
+    if not context.settings.embeddings.own:
+        profiles = summaries_in_order(context.run.path("user_profiles"), dataset.user_ids)
     train_users, train_items = dataset.pairs(TRAIN)
     examples = []
     for row in rows:
@@ -138,6 +147,8 @@ def _user_examples(context: RunContext) -> list[UserExample]:
 
 
 def _item_examples(context: RunContext) -> list[ItemExample]:
+    if context.settings.embeddings.own:
+        return []
     dataset = context.dataset
     profiles = summaries_in_order(context.run.path("item_profiles"), dataset.item_ids)
     rows = np.unique(np.linspace(0, len(profiles) - 1, min(ITEM_EXAMPLES, len(profiles))))

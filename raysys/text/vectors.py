@@ -146,7 +146,8 @@ def _places(path: Path, name: str, found: pa.ChunkedArray, ids: np.ndarray) -> n
     twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if len(twice):
         raise UserError(
-            f"{path}: {len(twice)} {name} more than once: {_named(twice)}. Keep one row an id."
+            f"{path}, column '{name}': {len(twice)} id(s) more than once: {_named(twice)}. "
+            "Keep one row an id."
         )
     places = pc.fill_null(pc.index_in(found, value_set=pa.array(ids, pa.string())), -1)
     rows: np.ndarray = pc.cast(places, pa.int64()).to_numpy()
@@ -214,6 +215,6 @@ def _lists(path: Path, column: pa.Array) -> pa.Array:
 
 
 def _named(ids: pa.Array | pa.ChunkedArray | np.ndarray) -> str:
-    """The first ids, quoted: `'a', 'b', …`."""
+    """The first ids, quoted: `'a', 'b' and others`."""
     names = ", ".join(shown(str(one)) for one in ids[:NAMED])
-    return names + (", …" if len(ids) > NAMED else "")
+    return names + (" and others" if len(ids) > NAMED else "")

@@ -19,16 +19,19 @@ from toy_models import (
 from raysys.errors import UserError
 from raysys.graph.bipartite import bipartite_graph
 from raysys.graph.propagation import drop_edges
-from raysys.models.align import Aligned, matmul_type
+from raysys.models.align import Aligned, Contrastive, GenerativeAlignment, matmul_type
 from raysys.models.base import Batch
 from raysys.models.profiles import Profiles, shuffled
-from raysys.models.registry import build_model
+from raysys.models.registry import ModelSettings, build_model
+from raysys.settings import parse_settings
 from raysys.store import write_arrays
 
 LEAKY = 0.01
 
 
-def rlmrec_losses(model: Aligned, keep: torch.Tensor, in_batch: bool) -> dict[str, torch.Tensor]:
+def rlmrec_losses(
+    model: Contrastive, keep: torch.Tensor, denominator: str, symmetric: bool
+) -> dict[str, torch.Tensor]:
     """RLMRec's released loss written out densely; `keep` is the (N, N) dropped adjacency.
 
     No unique rows, no counts, no blocks: every duplicate of the batch is its own row.
@@ -38,16 +41,11 @@ def rlmrec_losses(model: Aligned, keep: torch.Tensor, in_batch: bool) -> dict[st
     x1 = keep @ x0
     final = x0 + x1 + keep @ x1
     users, items = final[:USERS], final[USERS:]
-    anchors, positives, negatives = (
-        users[batch.users],
-        items[batch.positives],
-        items[batch.negatives],
-    )
-    difference = (anchors * positives).sum(1) - (anchors * negatives).sum(1)
+    difference = (users[batch.users] * (items[batch.positives] - items[batch.negatives])).sum(1)
     named = {"bpr": -torch.nn.functional.logsigmoid(difference).mean()}
 
     first, _, second = model.mlp
-    profiles = toy_profiles()
+    profiles, train = toy_profiles(), toy_train().toarray()
 
     def text(matrix: np.ndarray) -> torch.Tensor:
         hidden = torch.from_numpy(np.nan_to_num(matrix)) @ first.weight.T + first.bias
@@ -56,36 +54,56 @@ def rlmrec_losses(model: Aligned, keep: torch.Tensor, in_batch: bool) -> dict[st
     def unit(x: torch.Tensor) -> torch.Tensor:
         return x / (1e-8 + x.square().sum(1, keepdim=True)).sqrt()
 
-    def info_nce(e: torch.Tensor, t: torch.Tensor, everything: torch.Tensor) -> torch.Tensor:
+    def info_nce(
+        e: torch.Tensor, t: torch.Tensor, everything: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
         e, t, everything = unit(e), unit(t), unit(everything)
-        return (torch.exp(e @ everything.T / 0.2).sum(1).log() - (e * t).sum(1) / 0.2).sum()
+        exponentials = torch.exp(e @ everything.T / 0.2) * weights
+        return (exponentials.sum(1).log() - (e * t).sum(1) / 0.2).sum()
+
+    def side(
+        e: torch.Tensor, t: torch.Tensor, has: np.ndarray, nodes: torch.Tensor, role: str
+    ) -> torch.Tensor:
+        nodes = nodes[torch.from_numpy(has)[nodes]]
+        keys, weights = nodes, torch.ones(len(nodes))
+        if role == "user" and denominator in ("rlmrec", "distinct"):
+            keys = torch.from_numpy(np.flatnonzero(has))
+            weights = torch.ones(len(keys))
+        elif denominator == "distinct":
+            keys = nodes.unique()
+            weights = torch.ones(len(keys))
+        elif denominator == "sampled":
+            degrees = {"user": train.sum(1), "positive": train.sum(0)}
+            chance = degrees[role] / train.sum() if role in degrees else np.full(ITEMS, 1 / ITEMS)
+            weights = 1 / (len(batch) * torch.from_numpy(chance).float()[nodes])
+        there = info_nce(e[nodes], t[nodes], t[keys], weights)
+        back = info_nce(t[nodes], e[nodes], e[keys], weights)
+        return (there + back) / 2 if symmetric else there
 
     user_text, item_text = text(profiles.users), text(profiles.items)
-    has_user = torch.from_numpy(profiles.user_has_profile)
-    has_item = torch.from_numpy(profiles.item_has_profile)
-    u = has_user[batch.users]
-    p, n = has_item[batch.positives], has_item[batch.negatives]
-    user_targets = user_text[batch.users][u]
-    high, low = item_text[batch.positives][p], item_text[batch.negatives][n]
     total = (
-        info_nce(anchors[u], user_targets, user_targets if in_batch else user_text[has_user])
-        + info_nce(positives[p], high, high)
-        + info_nce(negatives[n], low, low)
+        side(users, user_text, profiles.user_has_profile, batch.users, "user")
+        + side(items, item_text, profiles.item_has_profile, batch.positives, "positive")
+        + side(items, item_text, profiles.item_has_profile, batch.negatives, "negative")
     )
     named["align"] = 0.3 * total / len(batch)
     named["reg"] = 1e-3 * sum((w**2).sum() for w in model.parameters())
     return named
 
 
-@pytest.mark.parametrize("denominator", ["rlmrec", "in_batch"])
-def test_one_adam_step_equals_the_dense_reference(denominator: str) -> None:
-    settings = toy_settings(denominator=denominator)
+DENOMINATORS = pytest.mark.parametrize("denominator", ["rlmrec", "distinct", "in_batch", "sampled"])
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@DENOMINATORS
+def test_one_adam_step_equals_the_dense_reference(denominator: str, symmetric: bool) -> None:
+    settings = toy_settings(denominator=denominator, symmetric=symmetric)
     ours, reference = toy_model(settings), toy_model(settings)
     keep = drop_edges(reference.graph, 0.8, generator()).forward.to_dense()
     after = []
     for model, named in (
         (ours, ours.losses(toy_batch(), generator())),
-        (reference, rlmrec_losses(reference, keep, denominator == "in_batch")),
+        (reference, rlmrec_losses(reference, keep, denominator, symmetric)),
     ):
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         optimizer.zero_grad()
@@ -99,7 +117,7 @@ def test_one_adam_step_equals_the_dense_reference(denominator: str) -> None:
     torch.testing.assert_close(after[0], after[1], rtol=2e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("denominator", ["rlmrec", "in_batch"])
+@DENOMINATORS
 @pytest.mark.parametrize("workers", [2, 3, 16])
 def test_shares_add_up_to_the_whole_batch(denominator: str, workers: int) -> None:
     model = toy_model(toy_settings(denominator=denominator))
@@ -136,6 +154,37 @@ def test_weight_zero_is_the_backbone_alone() -> None:
     assert ours["align"] == 0
     torch.testing.assert_close(ours["bpr"], theirs["bpr"])
     torch.testing.assert_close(aligned.final_embeddings(), alone.final_embeddings())
+
+
+def test_reconstruction_weight_zero_keeps_the_hiding() -> None:
+    def losses(weight: float, mask: float) -> dict[str, torch.Tensor]:
+        alignment = GenerativeAlignment(kind="gen", recon_weight=weight, mask_ratio=mask)
+        model = toy_model(toy_settings().model_copy(update={"alignment": alignment}))
+        return model.losses(toy_batch(), generator())
+
+    off, on, other = losses(0.0, 0.5), losses(1.0, 0.5), losses(1.0, 0.1)
+    assert off["align"] == 0 < on["align"]
+    assert off["bpr"] == on["bpr"] != other["bpr"]
+
+
+def test_a_config_without_a_kind_means_contrastive() -> None:
+    assert isinstance(toy_model(), Contrastive)
+    settings = parse_settings(
+        ModelSettings, {"alignment": {"kind": "gen", "mask_ratio": 0.3}}, source="here"
+    )
+    assert isinstance(settings.alignment, GenerativeAlignment)
+    with pytest.raises(UserError, match=r"mask_ration'.*did you mean 'mask_ratio'"):
+        parse_settings(
+            ModelSettings, {"alignment": {"kind": "gen", "mask_ration": 0.3}}, source="here"
+        )
+    with pytest.raises(UserError, match=r"here: key 'alignment'.*'con', 'gen'"):
+        parse_settings(ModelSettings, {"alignment": {"kind": "ge"}}, source="here")
+
+
+def test_pca_narrows_the_vectors_before_training() -> None:
+    model = toy_model(toy_settings(pca=4))
+    assert isinstance(model, Contrastive)
+    assert model.mlp[0].in_features == 4
 
 
 def test_null_profiles_are_counted_and_their_vectors_never_read() -> None:

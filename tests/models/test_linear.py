@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_matrix
+import torch
+from scipy.sparse import csr_matrix, issparse
 
 from raysys.errors import UserError
 from raysys.models import linear
@@ -27,22 +28,83 @@ def test_ease_by_hand():
     assert weights == pytest.approx(np.array(expected), abs=1e-6)
 
 
-def test_ease_minimises_its_loss_column_by_column():
-    """An independent way: ridge regression of each column on the others, texts as more rows."""
+SOLVERS = ("dense", "sparse")
+# Texts of 25 items, the fourth without one.
+VECTORS = np.random.default_rng(1).normal(size=(25, 6)).astype(np.float32)
+HAS_VECTOR = np.arange(25) != 3
+
+
+def dense(weights):
+    return weights.toarray() if issparse(weights) else weights.numpy()
+
+
+def gram_with_texts(train, text_weight):
+    """XᵀX + αTTᵀ in 64-bit numbers: the texts as more rows under X."""
+    unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True) * HAS_VECTOR[:, None]
+    stacked = np.vstack([train.toarray(), np.sqrt(text_weight) * unit.T]).astype(np.float64)
+    return stacked.T @ stacked
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("text_weight", [0.0, 3.0])
+def test_ease_minimises_its_loss_column_by_column(solver, text_weight):
+    """An independent way: ridge regression of each column on the others."""
     train = random_train()
-    vectors = np.random.default_rng(1).normal(size=(25, 6)).astype(np.float32)
-    has = np.arange(25) != 3
-    model = Ease(train, EaseSettings(reg=2.0, text_weight=3.0), vectors, has)
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * has[:, None]
-    stacked = np.vstack([train.toarray(), np.sqrt(3.0) * unit.T]).astype(np.float64)
+    settings = EaseSettings(reg=2.0, text_weight=text_weight, solver=solver, neighbours=24)
+    model = Ease(train, settings, VECTORS, HAS_VECTOR)
+    weights, gram = dense(model.weights), gram_with_texts(train, text_weight)
+    assert not weights.diagonal().any()
     for item in range(25):
-        others = [other for other in range(25) if other != item]
-        x = stacked[:, others]
-        best = np.linalg.solve(x.T @ x + 2.0 * np.eye(24), x.T @ stacked[:, item])
-        assert model.weights.numpy()[others, item] == pytest.approx(best, abs=1e-4)
+        others = np.delete(np.arange(25), item)
+        best = np.linalg.solve(gram[np.ix_(others, others)] + 2.0 * np.eye(24), gram[others, item])
+        assert weights[others, item] == pytest.approx(best, abs=1e-4)
     assert model.score_block(np.array([5, 2])) == pytest.approx(
-        train.toarray()[[5, 2]] @ model.weights.numpy(), abs=1e-5
+        train.toarray()[[5, 2]] @ weights, abs=1e-5
     )
+
+
+@pytest.mark.parametrize("text_weight", [0.0, 3.0])
+def test_sparse_ease_regresses_each_item_on_its_nearest(text_weight):
+    train = random_train()
+    settings = EaseSettings(reg=2.0, text_weight=text_weight, solver="sparse", neighbours=5)
+    weights = dense(Ease(train, settings, VECTORS, HAS_VECTOR).weights)
+    gram = gram_with_texts(train, text_weight)
+    closeness = np.abs(gram) / np.sqrt(gram.diagonal() + 2.0)[:, None]
+    np.fill_diagonal(closeness, -1.0)
+    for item in range(25):
+        near = np.flatnonzero(weights[:, item])
+        assert len(near) == 5
+        left_out = np.setdiff1d(np.arange(25), near)
+        assert closeness[near, item].min() >= closeness[left_out, item].max() - 1e-6
+        best = np.linalg.solve(gram[np.ix_(near, near)] + 2.0 * np.eye(5), gram[near, item])
+        assert weights[near, item] == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_ease_is_repeatable_and_blocks_do_not_matter(solver, monkeypatch):
+    settings = EaseSettings(reg=2.0, text_weight=3.0, solver=solver, neighbours=5)
+
+    def weights():
+        return dense(Ease(random_train(), settings, VECTORS, HAS_VECTOR).weights)
+
+    whole = weights()
+    assert np.array_equal(whole, weights())
+    monkeypatch.setattr(linear, "_FLOATS_AT_ONCE", 7 * 30)  # 7 items of 5 · 6 floats at once
+    assert weights() == pytest.approx(whole, abs=1e-6)
+
+
+def test_a_large_catalogue_is_solved_sparsely(monkeypatch):
+    assert isinstance(Ease(TRAIN, EaseSettings()).weights, torch.Tensor)
+    monkeypatch.setattr(linear, "MAX_DENSE_ITEMS", 2)
+    assert issparse(Ease(TRAIN, EaseSettings()).weights)
+    with pytest.raises(UserError, match=r"3 x 3 items.*'sparse'"):
+        Ease(TRAIN, EaseSettings(solver="dense"))
+
+
+def test_a_catalogue_of_one_item_predicts_nothing():
+    only = csr_matrix(np.ones((2, 1), dtype=np.float32))
+    for solver in SOLVERS:
+        assert not Ease(only, EaseSettings(solver=solver)).score_block(np.array([0])).any()
 
 
 def test_item_neighbours_by_hand():
@@ -58,7 +120,7 @@ def test_only_the_nearest_neighbours_are_kept_and_blocks_do_not_matter(monkeypat
     train = random_train()
     whole = ItemKNN(train, ItemKNNSettings(neighbours=4, shrink=0.0)).similarity.toarray()
     assert (np.count_nonzero(whole, axis=1) <= 4).all()
-    monkeypatch.setattr(linear, "_ITEMS_AT_ONCE", 7)
+    monkeypatch.setattr(linear, "_FLOATS_AT_ONCE", 7 * 25)
     assert np.array_equal(
         whole, ItemKNN(train, ItemKNNSettings(neighbours=4, shrink=0.0)).similarity.toarray()
     )
@@ -73,7 +135,8 @@ def test_only_the_nearest_neighbours_are_kept_and_blocks_do_not_matter(monkeypat
 
 def test_users_without_history_score_zero():
     cold = csr_matrix((2, 3), dtype=np.float32)
-    assert not Ease(cold, EaseSettings()).score_block(np.array([0])).any()
+    for solver in SOLVERS:
+        assert not Ease(cold, EaseSettings(solver=solver)).score_block(np.array([0])).any()
     assert not ItemKNN(cold, ItemKNNSettings()).score_block(np.array([1])).any()
 
 
@@ -87,11 +150,12 @@ def test_a_blend_standardises_each_user():
     )
 
 
-def test_what_cannot_be_done_is_refused(monkeypatch):
+def test_what_cannot_be_done_is_refused():
     with pytest.raises(UserError, match="needs 3 item vectors, found none"):
         Ease(TRAIN, EaseSettings(text_weight=1.0))
     with pytest.raises(UserError, match="needs 3 item vectors, found 2"):
         Ease(TRAIN, EaseSettings(text_weight=1.0), np.zeros((2, 4)))
-    monkeypatch.setattr(linear, "MAX_DENSE_ITEMS", 2)
-    with pytest.raises(UserError, match="3 x 3 items"):
-        Ease(TRAIN, EaseSettings())
+    alike = csr_matrix(np.ones((4, 3), dtype=np.float32))
+    for solver in SOLVERS:
+        with pytest.raises(UserError, match="reg 1e-12"):
+            Ease(alike, EaseSettings(reg=1e-12, solver=solver))

@@ -99,9 +99,15 @@ def test_unknown_missing_null_and_nan_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"ids": ["100", *ITEM_IDS[:-1]]}, r"1 item_id more than once: '100'\. Keep one row"),
-        ({"ids": [*ITEM_IDS[:10], *ITEM_IDS[:10]]}, "10 item_id.*'100', '101', .*'104', …"),
-        ({"ids": [f"B{row}" for row in range(ITEMS)]}, "has 'B0', .*'B4', …; .* '100', '101'"),
+        (
+            {"ids": ["100", *ITEM_IDS[:-1]]},
+            r"column 'item_id': 1 id\(s\) more than once: '100'\. Keep one row",
+        ),
+        ({"ids": [*ITEM_IDS[:10], *ITEM_IDS[:10]]}, "10 id.*'100', '101', .*'104' and others"),
+        (
+            {"ids": [f"B{row}" for row in range(ITEMS)]},
+            "has 'B0', .*'B4' and others; .* '100', '101'",
+        ),
         ({"ids": [None, *ITEM_IDS[1:]]}, "row 1, column 'item_id': the value is missing"),
         ({"rows": {13: [1.0]}}, "'113' do not have the 3 numbers"),
         ({"rows": {2: [1.0] * 4, 3: []}}, "'102', '103' do not have the 3 numbers"),
