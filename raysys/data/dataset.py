@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,14 @@ class Dataset:
     def shape(self) -> tuple[int, int]:
         """(U, I)."""
         return len(self.user_ids), len(self.item_ids)
+
+    def identity(self) -> str:
+        """A hash of all ids in their order: models fit a data set of the same identity only."""
+        digest = hashlib.sha256()
+        for ids in (self.user_ids, self.item_ids):
+            digest.update("\n".join([*ids, ""]).encode())
+            digest.update(b"\0")
+        return digest.hexdigest()
 
     def pairs(self, split: str) -> tuple[Rows, Rows]:
         """User rows and item rows of a split, int64, by user and in time order within a user."""

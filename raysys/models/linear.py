@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field
-from scipy.sparse import csr_matrix, vstack
+from scipy.sparse import csr_matrix, issparse, vstack
 
 from raysys.errors import UserError
 from raysys.graph.bipartite import distinct_pairs
@@ -25,6 +25,34 @@ MAX_DENSE_ITEMS = 32_000
 _FLOATS_AT_ONCE = 2**24
 
 
+class ItemWeights:
+    """score(u, ·) = x_u W: each item of a user's history votes for other items.
+
+    Args:
+        train: (U, I); every stored non-zero entry is one interaction.
+        weights: (I, I) float32, dense or sparse; it may be a mapped file.
+    """
+
+    def __init__(self, train: csr_matrix, weights: np.ndarray | csr_matrix) -> None:
+        self.train = _binary(train)
+        self.weights = weights
+
+    def score_block(self, user_rows: np.ndarray) -> np.ndarray:
+        """User rows (b,) -> scores (b, I) float32; zero for users without history."""
+        found = self.train[user_rows] @ self.weights
+        scores: np.ndarray = found.toarray() if issparse(found) else found
+        return scores
+
+    def item_vectors(self) -> np.ndarray:
+        """(I, d) float32: items whose rows of W are alike lie together; d at most 32."""
+        items = self.train.shape[1]
+        width = min(32, items)
+        # Random projection: distances between rows are kept, about.
+        sketch = np.random.default_rng(0).standard_normal((items, width), dtype=np.float32)
+        vectors: np.ndarray = self.weights @ sketch / np.float32(width**0.5)
+        return vectors
+
+
 class ItemKNNSettings(Settings):
     """Cosine neighbours between items."""
 
@@ -34,7 +62,7 @@ class ItemKNNSettings(Settings):
     """Added to the denominator: similarities of rare items count less."""
 
 
-class ItemKNN:
+class ItemKNN(ItemWeights):
     """score(u, i) = Σ_{j ∈ history(u)} s_ji, s_ji = |U_j ∩ U_i| / (√(|U_j||U_i|) + shrink).
 
     Source: Deshpande and Karypis 2004, item-based top-N; for each item j only its
@@ -46,28 +74,12 @@ class ItemKNN:
     """
 
     def __init__(self, train: csr_matrix, settings: ItemKNNSettings) -> None:
-        self._train = _binary(train)
-        by_item = self._train.T.tocsr()  # (I, U)
+        train = _binary(train)
+        by_item = train.T.tocsr()  # (I, U)
         norms = np.sqrt(np.diff(by_item.indptr)).astype(np.float32)
         items = len(norms)
-        blocks = [self._similar(by_item, norms, rows, settings) for rows in _blocks(items, items)]
-        self.similarity: csr_matrix = vstack(blocks, format="csr")
-
-    def _similar(
-        self, by_item: csr_matrix, norms: np.ndarray, rows: np.ndarray, settings: ItemKNNSettings
-    ) -> csr_matrix:
-        """Kept similarities of a block of items, (b, I)."""
-        shared = (by_item[rows] @ self._train).toarray()  # (b, I) users in common
-        shared /= norms[rows, None] * norms[None] + settings.shrink + 1e-12
-        shared[np.arange(len(rows)), rows] = 0.0
-        kept = min(settings.neighbours, shared.shape[1])
-        found = torch.topk(torch.from_numpy(shared), kept)
-        return _from_lists(found.indices, found.values, shared.shape[1])
-
-    def score_block(self, user_rows: np.ndarray) -> np.ndarray:
-        """User rows (b,) -> scores (b, I) float32."""
-        scores: np.ndarray = (self._train[user_rows] @ self.similarity).toarray()
-        return scores
+        blocks = [_similar(train, by_item, norms, rows, settings) for rows in _blocks(items, items)]
+        super().__init__(train, vstack(blocks, format="csr"))
 
 
 class EaseSettings(Settings):
@@ -83,7 +95,7 @@ class EaseSettings(Settings):
     """Items that may predict each item, for the sparse solver."""
 
 
-class Ease:
+class Ease(ItemWeights):
     """score(u, ·) = x_u B, where B minimises ‖X − XB‖² + α‖Tᵀ − TᵀB‖² + λ‖B‖², diagonal zero.
 
     Dense: B = −P / diag(P) off the diagonal, P = G⁻¹, G = XᵀX + αTTᵀ + λI. Source: EASE
@@ -103,14 +115,12 @@ class Ease:
         item_has_vector: (I,) bool; items without a vector take no part in TTᵀ.
 
     Attributes:
-        weights: (I, I) B; a torch tensor from the dense solver, a csr_matrix from the sparse.
+        weights: (I, I) B; an array from the dense solver, a csr_matrix from the sparse.
 
     Raises:
         UserError: the catalogue is too large for the dense solver, `reg` is too small for the
             data, or vectors are asked for and missing or of another length.
     """
-
-    weights: torch.Tensor | csr_matrix
 
     def __init__(
         self,
@@ -119,7 +129,7 @@ class Ease:
         item_vectors: np.ndarray | None = None,
         item_has_vector: np.ndarray | None = None,
     ) -> None:
-        self._train = _binary(train)
+        train = _binary(train)
         items = train.shape[1]
         if settings.solver == "dense" and items > MAX_DENSE_ITEMS:
             raise UserError(
@@ -132,22 +142,27 @@ class Ease:
             text.mul_(settings.text_weight**0.5)
         try:
             if settings.solver == "sparse" or items > MAX_DENSE_ITEMS:
-                self.weights = _sparse_weights(self._train, text, settings.reg, settings.neighbours)
+                weights: np.ndarray | csr_matrix = _sparse_weights(
+                    train, text, settings.reg, settings.neighbours
+                )
             else:
-                self.weights = _dense_weights(self._train, text, settings.reg)
+                weights = _dense_weights(train, text, settings.reg)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             raise UserError(
                 f"EASE cannot be solved with reg {settings.reg:g} in 32-bit numbers: raise it."
             ) from None
+        super().__init__(train, weights)
 
-    def score_block(self, user_rows: np.ndarray) -> np.ndarray:
-        """User rows (b,) -> scores (b, I) float32."""
-        rows = self._train[user_rows]
-        if isinstance(self.weights, torch.Tensor):
-            scores: np.ndarray = rows @ self.weights.numpy()
-        else:
-            scores = (rows @ self.weights).toarray()
-        return scores
+
+class BlendSettings(Settings):
+    """Two other models of the run."""
+
+    first: str
+    """Name of model a."""
+    second: str
+    """Name of model b."""
+    weight: float = Field(default=0.5, ge=0, le=1)
+    """w of a; `grid` chooses it on validation."""
 
 
 class Blend:
@@ -166,6 +181,22 @@ class Blend:
         """User rows (b,) -> scores (b, I) float32."""
         first, second = _standard(self._first(user_rows)), _standard(self._second(user_rows))
         return self.weight * first + (1 - self.weight) * second
+
+
+def _similar(
+    train: csr_matrix,
+    by_item: csr_matrix,
+    norms: np.ndarray,
+    rows: np.ndarray,
+    settings: ItemKNNSettings,
+) -> csr_matrix:
+    """Kept similarities of a block of items, (b, I)."""
+    shared = (by_item[rows] @ train).toarray()  # (b, I) users in common
+    shared /= norms[rows, None] * norms[None] + settings.shrink + 1e-12
+    shared[np.arange(len(rows)), rows] = 0.0
+    kept = min(settings.neighbours, shared.shape[1])
+    found = torch.topk(torch.from_numpy(shared), kept)
+    return _from_lists(found.indices, found.values, shared.shape[1])
 
 
 def _standard(scores: np.ndarray) -> np.ndarray:
@@ -205,7 +236,7 @@ def _gram_rows(shared: csr_matrix, text: torch.Tensor, rows: np.ndarray) -> torc
     return torch.from_numpy(shared.toarray()).addmm_(text[rows], text.T)
 
 
-def _dense_weights(train: csr_matrix, text: torch.Tensor, reg: float) -> torch.Tensor:
+def _dense_weights(train: csr_matrix, text: torch.Tensor, reg: float) -> np.ndarray:
     """`Ease`'s dense B; text (I, s) is T·√α."""
     by_item = train.T.tocsr()
     items = by_item.shape[0]
@@ -218,7 +249,8 @@ def _dense_weights(train: csr_matrix, text: torch.Tensor, reg: float) -> torch.T
     torch.linalg.cholesky(matrix.mT, out=matrix.mT)
     torch.cholesky_inverse(matrix.mT, out=matrix.mT)
     matrix.div_(-matrix.diagonal().clone())
-    return matrix.fill_diagonal_(0.0)
+    weights: np.ndarray = matrix.fill_diagonal_(0.0).numpy()
+    return weights
 
 
 def _sparse_weights(

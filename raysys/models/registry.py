@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from raysys.models.base import Recommender
 from raysys.models.dccf import DCCF, DCCFSettings
 from raysys.models.gccf import GCCF, GCCFSettings
 from raysys.models.lightgcn import LightGCN, LightGCNSettings
+from raysys.models.linear import BlendSettings, EaseSettings, ItemKNNSettings
 from raysys.models.profiles import Profiles
 from raysys.models.sgl import SGL, SGLSettings, SimGCL, SimGCLSettings
 from raysys.settings import Settings, nearest, parse_settings
@@ -47,22 +50,51 @@ BACKBONES = registry(
 )
 
 
+#: Models without gradients, in the same family: what any backbone has to beat.
+LINEAR: dict[str, type[Settings]] = {
+    "itemknn": ItemKNNSettings,
+    "ease": EaseSettings,
+    "blend": BlendSettings,
+}
+
+
 class ModelSettings(Settings):
     """Which model: a backbone, its settings, and whether profiles are aligned with it."""
 
     backbone: str = "lightgcn"
-    """Name in `BACKBONES`."""
+    """Name in `BACKBONES` or `LINEAR`."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Settings of the backbone; what is left out takes its default."""
     alignment: Alignment | None = None
     """Alignment with LLM profiles; none: the backbone alone."""
 
+    @property
+    def linear(self) -> bool:
+        """Whether the model is one of `LINEAR`."""
+        return self.backbone in LINEAR
+
+    def reads_profiles(self, grid: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> bool:
+        """Whether profile vectors are needed, with any of the settings in `grid`."""
+        weights = grid.get("text_weight", [self.settings.get("text_weight", 0.0)])
+        return self.alignment is not None or any(weights)
+
     @field_validator("backbone")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in BACKBONES:
-            raise ValueError(f"no backbone '{name}': {nearest(name, list(BACKBONES))}")
+        known = [*BACKBONES, *LINEAR]
+        if name not in known:
+            raise ValueError(
+                f"no backbone '{name}', {nearest(name, known)} All: {', '.join(known)}"
+            )
         return name
+
+    @field_validator("alignment")
+    @classmethod
+    def _fits(cls, alignment: Alignment | None, info: ValidationInfo) -> Alignment | None:
+        name = info.data.get("backbone")
+        if alignment is not None and name in LINEAR:
+            raise ValueError(f"'{name}' has no embeddings to align: valid: {', '.join(BACKBONES)}")
+        return alignment
 
     @field_validator("settings")
     @classmethod
@@ -70,7 +102,7 @@ class ModelSettings(Settings):
         name = info.data.get("backbone")
         if name is None:
             return values  # the unknown backbone is the problem to report
-        settings = BACKBONES[name][0]
+        settings = BACKBONES[name][0] if name in BACKBONES else LINEAR[name]
         return parse_settings(settings, values, source=f"backbone '{name}'").model_dump()
 
 

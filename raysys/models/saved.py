@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from scipy.sparse import csr_matrix
 
 from raysys.errors import UserError
 from raysys.graph.bipartite import BipartiteGraph
+from raysys.models.align import Aligned
 from raysys.models.base import Recommender
+from raysys.models.linear import Blend, BlendSettings, ItemWeights
 from raysys.models.profiles import Profiles
 from raysys.models.registry import ModelSettings, build_model
-from raysys.store import read_arrays, read_json, write_arrays, write_json
+from raysys.store import map_arrays, read_arrays, read_json, write_arrays, write_json
 
 PARAMETERS_FILE = "model.safetensors"
 MODEL_FILE = "model.json"
 EMBEDDINGS_FILE = "embeddings.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
+#: Prefix of the backbone's parameters inside an aligned model.
+_BACKBONE = "backbone."
 
 
 class SavedModel(BaseModel):
@@ -29,6 +36,19 @@ class SavedModel(BaseModel):
     users: int
     items: int
     width: int
+    dataset: str = ""
+
+
+class Scorer(Protocol):
+    """What ranks: scores of all items for users, and a vector for each item."""
+
+    def score_block(self, user_rows: np.ndarray) -> np.ndarray:
+        """User rows (b,) -> scores (b, I) float32."""
+        ...
+
+    def item_vectors(self) -> np.ndarray:
+        """(I, d) float32: near each other where the model sees items as alike."""
+        ...
 
 
 class Embeddings:
@@ -54,26 +74,89 @@ class Embeddings:
         scores: np.ndarray = self.users[user_rows] @ self.items.T
         return scores
 
+    def item_vectors(self) -> np.ndarray:
+        """(I, d) the items' embeddings."""
+        return self.items
 
-def save_model(folder: Path, model: Recommender, settings: ModelSettings) -> None:
-    """Write parameters, settings and final embeddings into `folder`."""
+
+class _BlendScorer(Blend):
+    """A saved blend: two models of the same run."""
+
+    def __init__(self, first: Scorer, second: Scorer, weight: float) -> None:
+        super().__init__(first.score_block, second.score_block, weight)
+        self._items = (first if weight >= _HALF else second).item_vectors
+
+    def item_vectors(self) -> np.ndarray:
+        """Those of the model with the larger weight."""
+        return self._items()
+
+
+_HALF = 0.5
+
+
+def save_model(
+    folder: Path, model: Recommender, settings: ModelSettings, dataset: str = ""
+) -> None:
+    """Write parameters, settings and final embeddings into `folder`.
+
+    Args:
+        dataset: `Dataset.identity()`; a model is never started from one of another data set.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     embeddings = Embeddings.of(model)
     write_arrays(folder / PARAMETERS_FILE, parameters_of(model))
     write_arrays(folder / EMBEDDINGS_FILE, {"users": embeddings.users, "items": embeddings.items})
     about = SavedModel(
-        model=settings, users=model.graph.users, items=model.graph.items, width=model.width
+        model=settings,
+        users=model.graph.users,
+        items=model.graph.items,
+        width=model.width,
+        dataset=dataset,
     )
     write_json(folder / MODEL_FILE, about.model_dump())
 
 
-def load_model(folder: Path) -> Embeddings:
+def save_linear(
+    folder: Path,
+    settings: ModelSettings,
+    shape: tuple[int, int],
+    model: ItemWeights | None,
+    dataset: str = "",
+) -> None:
+    """Write a linear model: its settings, and history and weights where it has its own.
+
+    Args:
+        shape: (U, I).
+        model: None for a blend, which reads the folders beside its own.
+        dataset: see `save_model`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if model is not None:
+        arrays = _csr_parts("train", model.train)
+        if isinstance(model.weights, np.ndarray):
+            arrays["weights"] = model.weights
+        else:
+            arrays |= _csr_parts("weights", model.weights)
+        write_arrays(folder / WEIGHTS_FILE, arrays)
+    about = SavedModel(model=settings, users=shape[0], items=shape[1], width=0, dataset=dataset)
+    write_json(folder / MODEL_FILE, about.model_dump())
+
+
+def load_model(folder: Path) -> Scorer:
     """The scorer of a saved model; it needs neither the graph nor the profiles.
 
     Raises:
         UserError: a file is missing or broken, or the files do not belong together.
     """
     about = _about(folder)
+    if about.model.backbone == "blend":
+        blend = BlendSettings.model_validate(about.model.settings)
+        first, second = (load_model(folder.parent / name) for name in (blend.first, blend.second))
+        return _BlendScorer(first, second, blend.weight)
+    return _load_weights(folder, about) if about.model.linear else _load_embeddings(folder, about)
+
+
+def _load_embeddings(folder: Path, about: SavedModel) -> Embeddings:
     path = folder / EMBEDDINGS_FILE
     arrays = read_arrays(path)
     for name, rows in (("users", about.users), ("items", about.items)):
@@ -87,6 +170,60 @@ def load_model(folder: Path) -> Embeddings:
         if not np.isfinite(array).all():
             raise UserError(f"{path}: '{name}' holds NaN or infinite values.")
     return Embeddings(arrays["users"], arrays["items"])
+
+
+def _load_weights(folder: Path, about: SavedModel) -> ItemWeights:
+    path = folder / WEIGHTS_FILE
+    arrays = map_arrays(path)
+    shape = (about.items, about.items)
+    try:
+        train = _csr("train", arrays, (about.users, about.items))
+        weights = arrays["weights"] if "weights" in arrays else _csr("weights", arrays, shape)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} does not hold the model of {MODEL_FILE}: {error}.") from None
+    if weights.shape != shape or weights.dtype != np.float32:
+        raise UserError(
+            f"{path}: 'weights' must be float32 {shape} as {MODEL_FILE} says, found "
+            f"{weights.dtype} {weights.shape}. Train the model again."
+        )
+    return ItemWeights(train, weights)
+
+
+def _csr_parts(name: str, matrix: csr_matrix) -> dict[str, np.ndarray]:
+    return {
+        f"{name}.starts": matrix.indptr,
+        f"{name}.columns": matrix.indices,
+        f"{name}.values": matrix.data,
+    }
+
+
+def _csr(name: str, arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> csr_matrix:
+    parts = (arrays[f"{name}.{part}"] for part in ("values", "columns", "starts"))
+    # Copies of the parts in memory: scipy sorts and checks in place.
+    return csr_matrix(tuple(np.array(part) for part in parts), shape=shape)
+
+
+def start_from(model: Recommender, folder: Path, dataset: str) -> None:
+    """Set the backbone's parameters to those of a saved model, aligned or not.
+
+    An alignment's own parameters keep their fresh start.
+
+    Raises:
+        UserError: the saved model is of another backbone, width or data set.
+    """
+    about = _about(folder)
+    if dataset and about.dataset and about.dataset != dataset:
+        raise UserError(
+            f"{folder} was trained on another data set: its users and items are not these."
+        )
+    arrays = read_arrays(folder / PARAMETERS_FILE)
+    own = {
+        name.removeprefix(_BACKBONE): array
+        for name, array in arrays.items()
+        if about.model.alignment is None or name.startswith(_BACKBONE)
+    }
+    backbone = model.backbone if isinstance(model, Aligned) else model
+    load_parameters(backbone, own, folder / PARAMETERS_FILE)
 
 
 def restore_model(

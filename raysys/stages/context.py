@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,25 @@ class TrainedModelSettings(ModelSettings):
 
     shuffle_profiles: bool = False
     """The control: profiles are handed to the wrong users and items."""
+    train_noise: float = Field(default=0.0, ge=0, le=1)
+    """The control: fake interactions added to train, as a share of the true ones."""
+    start_from: str | None = None
+    """A model above this one, or a folder of a saved model: its backbone is the start."""
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """For linear models: settings and the values that validation chooses among."""
+
+    @property
+    def control(self) -> bool:
+        """Whether the model is there to be compared with, never to be used."""
+        return self.shuffle_profiles or self.train_noise > 0
+
+    @model_validator(mode="after")
+    def _linear_or_not(self) -> Self:
+        if self.grid and not self.linear:
+            raise ValueError(f"grid is for linear models; sweep '{self.backbone}' with raysys tune")
+        if self.start_from is not None and self.linear:
+            raise ValueError(f"'{self.backbone}' has no start: start_from is for graph models")
+        return self
 
 
 class EvaluateSettings(Settings):
@@ -87,6 +106,16 @@ class RunSettings(Settings):
         if wanted != "best" and wanted not in self.models:
             names = list(self.models)
             raise ValueError(f"recommend.model '{wanted}' is not trained: {nearest(wanted, names)}")
+        above: list[str] = []
+        for name, model in self.models.items():
+            if model.backbone == "blend":
+                for part in (model.settings["first"], model.settings["second"]):
+                    if part not in above:
+                        raise ValueError(
+                            f"models.{name} blends '{part}', which is no model above it: "
+                            f"{nearest(part, above)}"
+                        )
+            above.append(name)
         return self
 
 

@@ -40,10 +40,9 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     relevant = dataset.matrix(TEST)
     shared = ray.put((mask, relevant, settings.ks))
     measure = ray.remote(num_cpus=1)(_measure)
-    scorers: dict[str, ScoreBlock] = {POPULARITY: Popularity(train).score_block}
+    pending = {POPULARITY: measure.remote(Popularity(train).score_block, shared)}
     for name in context.settings.models:
-        scorers[name] = load_model(context.run.path("train") / name).score_block
-    pending = {name: measure.remote(scorer, shared) for name, scorer in scorers.items()}
+        pending[name] = measure.remote(context.run.path("train") / name, shared)
     results: dict[str, RankingResult] = {name: ray.get(ref) for name, ref in pending.items()}
     evaluated = len(results[POPULARITY].users)
     write_json(
@@ -64,21 +63,25 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
 
 
 def _measure(
-    score_block: ScoreBlock, shared: tuple[csr_matrix, csr_matrix, tuple[int, ...]]
+    model: ScoreBlock | Path, shared: tuple[csr_matrix, csr_matrix, tuple[int, ...]]
 ) -> RankingResult:
+    """On a worker: a folder is loaded there, so that large models are mapped and not sent."""
+    score_block = load_model(model).score_block if isinstance(model, Path) else model
     mask, relevant, ks = shared
     return all_rank(score_block, mask, relevant, ks)
 
 
 def _comparisons(context: RunContext, results: dict[str, RankingResult]) -> list[Comparison]:
-    """Aligned models against their plain backbone and their shuffled control, at the largest k."""
+    """Models with text against the same without and with shuffled text, blends against parts."""
     models, k = context.settings.models, max(context.settings.evaluate.ks)
     pairs = []
     for name, model in models.items():
-        if model.alignment is None:
+        if model.backbone == "blend":
+            pairs += [(name, model.settings[part]) for part in ("first", "second")]
+        if not model.reads_profiles(model.grid):
             continue
         for other, rival in models.items():
-            plain = rival.alignment is None
+            plain = not rival.reads_profiles(rival.grid)
             control = rival.shuffle_profiles and rival.alignment == model.alignment
             if other != name and rival.backbone == model.backbone and (plain or control):
                 pairs.append((name, other))

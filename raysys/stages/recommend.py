@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_matrix
 
-from raysys.models.saved import Embeddings, load_model
+from raysys.models.saved import load_model
 from raysys.observe import progress
 from raysys.ranking.retrieve import retrieve
 from raysys.schema import (
@@ -45,8 +45,8 @@ def _recommend(context: RunContext, output: Path) -> StageReport:
     dataset, settings = context.dataset, context.settings.recommend
     _ = context.resources  # Ray must be up before anything is put into its store.
     model = best_model(context) if settings.model == "best" else settings.model
-    scorer = load_model(context.run.path("train") / model)
-    shared = ray.put((scorer, dataset.matrix(*SPLITS), settings.k))
+    # The folder and not the model: what is in it is mapped by each task, never copied.
+    shared = ray.put((context.run.path("train") / model, dataset.matrix(*SPLITS), settings.k))
     rank = ray.remote(num_cpus=1)(_rank)
     users = np.arange(len(dataset.user_ids))
     pending = [
@@ -75,9 +75,9 @@ def _recommend(context: RunContext, output: Path) -> StageReport:
     )
 
 
-def _rank(shared: tuple[Embeddings, csr_matrix, int], users: np.ndarray[Any, Any]) -> Lists:
-    scorer, seen, k = shared
-    return retrieve(scorer.score_block, users, seen, k)
+def _rank(shared: tuple[Path, csr_matrix, int], users: np.ndarray[Any, Any]) -> Lists:
+    folder, seen, k = shared
+    return retrieve(load_model(folder).score_block, users, seen, k)
 
 
 def _as_table(

@@ -97,7 +97,7 @@ def _report(context: RunContext, output: Path) -> StageReport:
         config=settings.model_dump(mode="json"),
         versions=versions(),
     )
-    vectors = load_model(context.run.path("train") / model).items
+    vectors = load_model(context.run.path("train") / model).item_vectors()
     titles = [title or "" for title in dataset.items[TITLE].to_pylist()]
     write_report(data, output, ItemMap(np.asarray(vectors), _groups(context), titles))
     return StageReport(counts={"in": len(data.models), "ok": len(data.models), "dead_letter": 0})

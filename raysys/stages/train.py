@@ -9,31 +9,34 @@ from typing import Any
 from raysys.cluster import Pool, Resources, StagePlan, preflight, share
 from raysys.errors import UserError
 from raysys.models.registry import ModelSettings
+from raysys.models.saved import PARAMETERS_FILE
 from raysys.schema import TRAIN
 from raysys.stages.context import RunContext, TrainedModelSettings
 from raysys.store import Manifest, StageReport, read_json
 from raysys.text.embeddings import VECTORS_FILE
-from raysys.training.graph_models import (
-    HISTORY_FILE,
-    RESULT_FILE,
-    TrainJob,
-    TrainResult,
-    train_graph_model,
-)
+from raysys.training.graph_models import train_graph_model
+from raysys.training.jobs import HISTORY_FILE, RESULT_FILE, TrainJob, TrainResult
+from raysys.training.linear_models import train_linear_model
 
 
 def run(context: RunContext) -> tuple[Manifest, bool]:
     """Train all models into `RUN/train/NAME/`."""
     settings = context.settings
-    aligned = any(model.alignment for model in settings.models.values())
+    reading = any(model.reads_profiles(model.grid) for model in settings.models.values())
+    outside = {
+        f"{name}.start_from": Path(model.start_from) / PARAMETERS_FILE
+        for name, model in settings.models.items()
+        if model.start_from is not None and model.start_from not in settings.models
+    }
     return context.run.run_stage(
         "train",
         {
             "train": settings.train.model_dump(mode="json"),
             "models": {name: model.model_dump() for name, model in settings.models.items()},
         },
-        ["data", "embeddings"] if aligned else ["data"],
+        ["data", "embeddings"] if reading else ["data"],
         lambda output: _train(context, output),
+        files=outside,
     )
 
 
@@ -60,7 +63,7 @@ def best_model(context: RunContext) -> str:
     candidates = {
         name: result(context.run.path("train") / name).best_recall or 0.0
         for name, model in context.settings.models.items()
-        if not model.shuffle_profiles
+        if not model.control
     }
     if not candidates:
         raise UserError("recommend.model 'best' finds only controls in [models]: name a model.")
@@ -75,7 +78,11 @@ def _train(context: RunContext, output: Path) -> StageReport:
         folder = output / name
         if not folder.is_dir():
             work = output / f".{name}"
-            train_graph_model(_job(context, model, plan.pools[0]), work)
+            job = _job(context, model, plan.pools[0], output)
+            if model.linear:
+                _fit_on_ray(job, work)
+            else:
+                train_graph_model(job, work)
             os.replace(work, folder)
         epochs += result(folder).epochs
     positives = len(context.dataset.pairs(TRAIN)[0])
@@ -85,14 +92,35 @@ def _train(context: RunContext, output: Path) -> StageReport:
     )
 
 
-def _job(context: RunContext, model: TrainedModelSettings, worker: Pool) -> TrainJob:
-    values = model.model_dump(exclude={"shuffle_profiles"})
+def _fit_on_ray(job: TrainJob, work: Path) -> None:
+    import ray
+
+    fit = ray.remote(num_cpus=job.cpus_per_worker, max_retries=0)(train_linear_model)
+    try:
+        ray.get(fit.remote(job, work))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+
+
+def _job(context: RunContext, model: TrainedModelSettings, worker: Pool, trained: Path) -> TrainJob:
+    reading = model.reads_profiles(model.grid)
+    start = None
+    if model.start_from is not None:
+        above = trained / model.start_from
+        start = above if model.start_from in context.settings.models else Path(model.start_from)
     return TrainJob(
         dataset=context.run.path("data"),
-        model=ModelSettings.model_validate(values),
+        model=ModelSettings.model_validate(
+            model.model_dump(include=set(ModelSettings.model_fields))
+        ),
         train=context.settings.train,
-        profiles=context.run.path("embeddings") / VECTORS_FILE if model.alignment else None,
+        profiles=context.run.path("embeddings") / VECTORS_FILE if reading else None,
         shuffle_profiles=model.shuffle_profiles,
+        train_noise=model.train_noise,
+        start_from=start,
+        grid=model.grid,
         workers=worker.actors,
         cpus_per_worker=worker.cpus,
         use_gpu=worker.gpus > 0,

@@ -13,90 +13,30 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.sparse import csr_matrix
 
 from raysys.cluster import cores_per
-from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.graph.bipartite import bipartite_graph
 from raysys.models.align import Aligned
 from raysys.models.base import Recommender
-from raysys.models.profiles import Profiles, shuffled
-from raysys.models.registry import ModelSettings, build_model
-from raysys.models.saved import save_model
+from raysys.models.registry import build_model
+from raysys.models.saved import save_model, start_from
 from raysys.observe import progress
-from raysys.schema import TRAIN, VALID
-from raysys.store import fingerprint, read_json, write_json
-from raysys.training.loop import GraphTraining, TrainSettings
+from raysys.store import read_json, write_json
+from raysys.training.jobs import HISTORY_FILE, RESULT_FILE, TrainJob, TrainResult, load_inputs
+from raysys.training.loop import GraphTraining
 from raysys.training.workers import joined_workers
 
-HISTORY_FILE = "history.json"
-RESULT_FILE = "training.json"
 #: Working files, gone once the training has finished.
 _RAY_FOLDER = ".ray"
 _PROGRESS_FILE = ".progress.json"
 #: Key of `training.json` that stands for a UserError during training.
 _MISTAKE = "mistake"
-
-
-@dataclass(frozen=True)
-class TrainJob:
-    """What to train, as paths and settings: small enough to send to every worker.
-
-    Attributes:
-        dataset: folder written by `raysys data import`; train and valid splits are used.
-        model: backbone and alignment.
-        train: how.
-        profiles: safetensors file of profile vectors (`users`, `items`, `user_has_profile`,
-            `item_has_profile`), needed by an alignment.
-        shuffle_profiles: the control run: vectors dealt out at random by `train.seed`.
-        workers: Ray Train workers; each takes a share of every batch.
-        cpus_per_worker: logical CPUs that Ray reserves for each worker.
-        use_gpu: one GPU for each worker.
-    """
-
-    dataset: Path
-    model: ModelSettings
-    train: TrainSettings
-    profiles: Path | None = None
-    shuffle_profiles: bool = False
-    workers: int = 1
-    cpus_per_worker: float = 1.0
-    use_gpu: bool = False
-
-    def name(self) -> str:
-        """A name that is the same only for the same job, so no other job's checkpoint is used."""
-        values = {
-            "dataset": str(self.dataset),
-            "model": self.model.model_dump(),
-            "train": self.train.model_dump(),
-            "profiles": str(self.profiles),
-            "shuffle_profiles": self.shuffle_profiles,
-        }
-        return f"train-{fingerprint(values)[:16]}"
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a training ended.
-
-    Attributes:
-        epochs: finished epochs.
-        best_epoch: the saved one.
-        best_recall: validation Recall@20 of that epoch; None without a validation split.
-        null_users, null_items: nodes without a profile, left out of the alignment.
-    """
-
-    epochs: int
-    best_epoch: int
-    best_recall: float | None
-    null_users: int
-    null_items: int
 
 
 def train_graph_model(job: TrainJob, output: Path) -> TrainResult:
@@ -115,7 +55,7 @@ def train_graph_model(job: TrainJob, output: Path) -> TrainResult:
     output = output.resolve()
     output.mkdir(parents=True, exist_ok=True)
     # Mistakes show here at once, not after Ray's restarts.
-    _load(job)
+    load_inputs(job)
     (output / RESULT_FILE).unlink(missing_ok=True)
     # Ray looks for reports every 2 s, and each report waits for the one before: checkpoints of
     # a small model would take longer than its training.
@@ -160,22 +100,6 @@ def train_graph_model(job: TrainJob, output: Path) -> TrainResult:
     return TrainResult(**values)
 
 
-def _load(job: TrainJob) -> tuple[csr_matrix, csr_matrix, Profiles | None]:
-    dataset = Dataset.load(job.dataset)
-    train, valid = dataset.matrix(TRAIN), dataset.matrix(VALID)
-    if job.model.alignment is None:
-        return train, valid, None
-    if job.profiles is None:
-        raise UserError(
-            "the model has an [alignment] but no profile vectors are given: embed the "
-            "profiles first, or remove the alignment."
-        )
-    profiles = Profiles.load(job.profiles, *dataset.shape)
-    if job.shuffle_profiles:
-        profiles = shuffled(profiles, job.train.seed)
-    return train, valid, profiles
-
-
 def _train_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     import ray.train
@@ -186,9 +110,11 @@ def _train_worker(config: dict[str, Any]) -> None:
     use_gpu = job.use_gpu
     torch.set_num_threads(cores_per(ray.train.get_context().get_local_world_size()))
     device = ray.train.torch.get_device() if use_gpu else torch.device("cpu")
-    train, valid, profiles = _load(job)
+    train, valid, profiles, identity = load_inputs(job)
     with joined_workers(use_gpu) as workers:
         model = build_model(job.model, bipartite_graph(train).to(device), profiles, job.train.seed)
+        if job.start_from is not None:
+            start_from(model, job.start_from, identity)
         training = GraphTraining(model, train, valid, job.train, workers)
         newest = ray.train.get_checkpoint()
         if newest is not None:
@@ -203,7 +129,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             return
         if workers.first:
             training.restore_best()
-            _write(output, job, model, training)
+            _write(output, job, model, training, identity)
 
 
 class _AfterEpoch:
@@ -231,21 +157,20 @@ class _AfterEpoch:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _write(output: Path, job: TrainJob, model: Recommender, training: GraphTraining) -> None:
-    save_model(output, model, job.model)
+def _write(
+    output: Path, job: TrainJob, model: Recommender, training: GraphTraining, identity: str
+) -> None:
+    save_model(output, model, job.model, identity)
     write_json(output / HISTORY_FILE, training.history)
-    aligned = isinstance(model, Aligned)
-    # Last, because it says that the rest is there.
-    write_json(
-        output / RESULT_FILE,
-        {
-            "epochs": training.epoch,
-            "best_epoch": training.best_epoch,
-            "best_recall": training.best_recall,
-            "null_users": model.null_users if aligned else 0,
-            "null_items": model.null_items if aligned else 0,
-        },
+    result = TrainResult(
+        epochs=training.epoch,
+        best_epoch=training.best_epoch,
+        best_recall=training.best_recall,
+        null_users=model.null_users if isinstance(model, Aligned) else 0,
+        null_items=model.null_items if isinstance(model, Aligned) else 0,
     )
+    # Last, because it says that the rest is there.
+    write_json(output / RESULT_FILE, asdict(result))
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from scipy.sparse import csr_matrix, issparse
 
 from raysys.errors import UserError
@@ -23,7 +22,7 @@ def random_train(users=60, items=25, seed=0):
 def test_ease_by_hand():
     # XᵀX + I = [[3, 2, 0], [2, 4, 1], [0, 1, 2]], determinant 3·7 − 2·4 = 13,
     # inverse·13 = [[7, −4, 2], [−4, 6, −3], [2, −3, 8]]; column j is divided by −P_jj.
-    weights = Ease(TRAIN, EaseSettings(reg=1.0)).weights.numpy()
+    weights = Ease(TRAIN, EaseSettings(reg=1.0)).weights
     expected = [[0, 4 / 6, -2 / 8], [4 / 7, 0, 3 / 8], [-2 / 7, 3 / 6, 0]]
     assert weights == pytest.approx(np.array(expected), abs=1e-6)
 
@@ -35,7 +34,7 @@ HAS_VECTOR = np.arange(25) != 3
 
 
 def dense(weights):
-    return weights.toarray() if issparse(weights) else weights.numpy()
+    return weights.toarray() if issparse(weights) else weights
 
 
 def gram_with_texts(train, text_weight):
@@ -94,7 +93,7 @@ def test_ease_is_repeatable_and_blocks_do_not_matter(solver, monkeypatch):
 
 
 def test_a_large_catalogue_is_solved_sparsely(monkeypatch):
-    assert isinstance(Ease(TRAIN, EaseSettings()).weights, torch.Tensor)
+    assert isinstance(Ease(TRAIN, EaseSettings()).weights, np.ndarray)
     monkeypatch.setattr(linear, "MAX_DENSE_ITEMS", 2)
     assert issparse(Ease(TRAIN, EaseSettings()).weights)
     with pytest.raises(UserError, match=r"3 x 3 items.*'sparse'"):
@@ -112,19 +111,19 @@ def test_item_neighbours_by_hand():
     model = ItemKNN(TRAIN, ItemKNNSettings(neighbours=2, shrink=1.0))
     ab, bc = 2 / (6**0.5 + 1), 1 / (3**0.5 + 1)
     expected = np.array([[0, ab, 0], [ab, 0, bc], [0, bc, 0]])
-    assert model.similarity.toarray() == pytest.approx(expected, abs=1e-6)
+    assert model.weights.toarray() == pytest.approx(expected, abs=1e-6)
     assert model.score_block(ALL)[2] == pytest.approx([ab, bc, bc], abs=1e-6)
 
 
 def test_only_the_nearest_neighbours_are_kept_and_blocks_do_not_matter(monkeypatch):
     train = random_train()
-    whole = ItemKNN(train, ItemKNNSettings(neighbours=4, shrink=0.0)).similarity.toarray()
+    whole = ItemKNN(train, ItemKNNSettings(neighbours=4, shrink=0.0)).weights.toarray()
     assert (np.count_nonzero(whole, axis=1) <= 4).all()
     monkeypatch.setattr(linear, "_FLOATS_AT_ONCE", 7 * 25)
     assert np.array_equal(
-        whole, ItemKNN(train, ItemKNNSettings(neighbours=4, shrink=0.0)).similarity.toarray()
+        whole, ItemKNN(train, ItemKNNSettings(neighbours=4, shrink=0.0)).weights.toarray()
     )
-    everything = ItemKNN(train, ItemKNNSettings(neighbours=99, shrink=0.0)).similarity.toarray()
+    everything = ItemKNN(train, ItemKNNSettings(neighbours=99, shrink=0.0)).weights.toarray()
     dense = train.toarray()
     norms = np.linalg.norm(dense, axis=0)
     cosine = dense.T @ dense / np.maximum(np.outer(norms, norms), 1e-12)

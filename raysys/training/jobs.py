@@ -1,0 +1,110 @@
+"""What a model is trained from, and what comes out: the same for graph and linear models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from raysys.data.dataset import Dataset
+from raysys.errors import UserError
+from raysys.graph.sampling import with_fake_pairs
+from raysys.models.profiles import Profiles, shuffled
+from raysys.models.registry import ModelSettings
+from raysys.schema import TRAIN, VALID
+from raysys.store import fingerprint
+from raysys.training.loop import TrainSettings
+
+HISTORY_FILE = "history.json"
+RESULT_FILE = "training.json"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """What to train, as paths and settings: small enough to send to every worker.
+
+    Attributes:
+        dataset: folder written by `raysys data import`; train and valid splits are used.
+        model: backbone and alignment.
+        train: how.
+        profiles: safetensors file of profile vectors (`users`, `items`, `user_has_profile`,
+            `item_has_profile`), needed where the model reads profiles.
+        shuffle_profiles: the control run: vectors dealt out at random by `train.seed`.
+        train_noise: fake interactions added to train, as a share of the true ones.
+        start_from: folder of a saved model whose backbone parameters are the start.
+        grid: settings of a linear model to choose among on validation, by name.
+        workers: Ray Train workers; each takes a share of every batch.
+        cpus_per_worker: logical CPUs that Ray reserves for each worker.
+        use_gpu: one GPU for each worker.
+    """
+
+    dataset: Path
+    model: ModelSettings
+    train: TrainSettings
+    profiles: Path | None = None
+    shuffle_profiles: bool = False
+    train_noise: float = 0.0
+    start_from: Path | None = None
+    grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    workers: int = 1
+    cpus_per_worker: float = 1.0
+    use_gpu: bool = False
+
+    def name(self) -> str:
+        """A name that is the same only for the same job, so no other job's checkpoint is used."""
+        values = {
+            "dataset": str(self.dataset),
+            "model": self.model.model_dump(),
+            "train": self.train.model_dump(),
+            "profiles": str(self.profiles),
+            "shuffle_profiles": self.shuffle_profiles,
+            "train_noise": self.train_noise,
+            "start_from": str(self.start_from),
+        }
+        return f"train-{fingerprint(values)[:16]}"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a training ended.
+
+    Attributes:
+        epochs: finished epochs; 0 for a model that is not trained by gradients.
+        best_epoch: the saved one.
+        best_recall: validation Recall@20 of what was saved; None without a validation split.
+        null_users, null_items: nodes without a profile, left out of the alignment.
+        chosen: what validation chose from the grid.
+    """
+
+    epochs: int
+    best_epoch: int
+    best_recall: float | None
+    null_users: int
+    null_items: int
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+def load_inputs(job: TrainJob) -> tuple[csr_matrix, csr_matrix, Profiles | None, str]:
+    """Train and valid (U, I), the profiles if the model reads any, and the data set's identity.
+
+    Raises:
+        UserError: the data set or the vectors are missing, broken, or do not fit together.
+    """
+    dataset = Dataset.load(job.dataset)
+    train, valid = dataset.matrix(TRAIN), dataset.matrix(VALID)
+    if job.train_noise:
+        train = with_fake_pairs(train, job.train_noise, np.random.default_rng(job.train.seed))
+    profiles = None
+    if job.model.reads_profiles(job.grid):
+        if job.profiles is None:
+            raise UserError(
+                f"this {job.model.backbone} model reads profile vectors but none are given: embed "
+                "the profiles first, or remove its [alignment] or text_weight."
+            )
+        profiles = Profiles.load(job.profiles, *dataset.shape)
+        if job.shuffle_profiles:
+            profiles = shuffled(profiles, job.train.seed)
+    return train, valid, profiles, dataset.identity()
