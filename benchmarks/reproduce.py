@@ -11,46 +11,57 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
 
+from raysys.data.splits import ratio
 from raysys.data.tables import SPLIT_WORDS
 from raysys.errors import UserError
 from raysys.evaluation.protocols import all_rank
 from raysys.graph.bipartite import bipartite_graph
 from raysys.models.base import ScoreBlock
-from raysys.models.linear import Blend, Ease, EaseSettings, ItemKNN, ItemKNNSettings
 from raysys.models.popularity import Popularity
+from raysys.models.profiles import Profiles, shuffled, with_users_from_items
+from raysys.models.published import published
 from raysys.models.registry import BACKBONES, ModelSettings, build_model
 from raysys.models.saved import Embeddings
-from raysys.settings import nearest
+from raysys.schema import ITEM_ID, SPLIT, SPLITS, USER_ID
 from raysys.store import read_table
+from raysys.text.vectors import read_vectors
+from raysys.training.linear_models import fit
 from raysys.training.loop import GraphTraining, TrainSettings
 
 K = 20
-EASE_REG = (20.0, 50.0, 100.0, 200.0, 400.0)
-NEIGHBOURS = (20, 50, 100, 200)
-SHRINK = (0.0, 10.0, 50.0)
-WEIGHTS = tuple(round(step / 10, 1) for step in range(11))
+#: RLMRec's 3:1:1, for data sets without a split of their own.
+VALID, TEST, SPLIT_SEED = 0.2, 0.2, 2023
+GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+    "itemknn": {"neighbours": (20, 50, 100, 200), "shrink": (0.0, 10.0, 50.0)},
+    "ease": {"reg": (20.0, 50.0, 100.0, 200.0, 400.0)},
+    "ease_text": {"reg": (20.0, 50.0, 100.0, 200.0), "text_weight": (3.0, 10.0, 30.0, 100.0)},
+    "blend": {"weight": tuple(round(step / 10, 1) for step in range(11))},
+}
+INTERACTIONS = ("interactions.parquet", "interactions_implicit.parquet")
 
 
 class Data:
-    """Train, valid and test as (U, I) matrices."""
+    """Train, valid and test as (U, I) matrices, and profile vectors where they are given."""
 
-    def __init__(self, folder: Path) -> None:
-        table = read_table(folder / "interactions.parquet", ["user_id", "item_id", "split"])
+    def __init__(self, folder: Path, vectors: Path | None = None) -> None:
+        file = next(folder / name for name in INTERACTIONS if (folder / name).is_file())
+        table = read_table(file)
         self.name = folder.name
-        users, items = (pc.unique(table[column]) for column in ("user_id", "item_id"))
-        rows = pc.index_in(table["user_id"], value_set=users).to_numpy()
-        columns = pc.index_in(table["item_id"], value_set=items).to_numpy()
-        labels = np.array([SPLIT_WORDS.get(name, "") for name in table["split"].to_pylist()])
-        if unknown := (labels == "").sum():
-            raise UserError(f"{folder}: {unknown} rows have a split other than train, valid, test")
+        users, items = (pc.unique(table[column]) for column in (USER_ID, ITEM_ID))
+        rows = pc.index_in(table[USER_ID], value_set=users).to_numpy()
+        columns = pc.index_in(table[ITEM_ID], value_set=items).to_numpy()
+        if SPLIT in table.column_names:
+            labels = np.array([SPLIT_WORDS.get(name, "") for name in table[SPLIT].to_pylist()])
+            if unknown := (labels == "").sum():
+                raise UserError(f"{file}: {unknown} rows have a split that is none of {SPLITS}.")
+        else:
+            labels = np.array(SPLITS)[ratio(rows.astype(np.int64), VALID, TEST, SPLIT_SEED)]
 
         def matrix(split: str) -> csr_matrix:
             chosen = labels == split
@@ -58,92 +69,91 @@ class Data:
             shape = (len(users), len(items))
             return csr_matrix((np.ones(chosen.sum(), np.float32), pairs), shape)
 
-        self.train, self.valid, self.test = map(matrix, ("train", "valid", "test"))
+        self.train, self.valid, self.test = map(matrix, SPLITS)
+        self.profiles: Profiles | None = None
+        if vectors is not None:
+            ids = np.array([str(item) for item in items.to_pylist()], dtype=object)
+            found = read_vectors(vectors, ITEM_ID, ids)
+            nobody = np.zeros(len(users), dtype=bool)
+            empty = np.zeros((len(users), found.values.shape[1]), dtype=np.float32)
+            profiles = Profiles.of(empty, found.values, nobody, found.known)
+            self.profiles = with_users_from_items(profiles, self.train)
 
 
 class Bench:
-    """Fits models once for each seed; `blend` asks for the others."""
+    """Fits models once for each seed; a blend asks for its two parts.
 
-    def __init__(self, data: Data, seed: int) -> None:
-        self.data, self.seed = data, seed
+    Names: `popularity`; `itemknn`, `ease`, `ease_text`; a backbone, with `_con` or `_gen` for
+    RLMRec's aligned row, then `0` for the same with weight 0, or `_shuffled` for the control
+    with the texts dealt out anew (also `ease_text_shuffled`); `a+b`: the blend of two of these.
+    """
+
+    def __init__(self, data: Data, seed: int, patience: int) -> None:
+        self.data, self.seed, self.patience = data, seed, patience
         self._fitted: dict[str, tuple[ScoreBlock, str]] = {}
 
     def fitted(self, name: str) -> tuple[ScoreBlock, str]:
         """The scores of a model, and what was chosen for it on validation."""
         if name not in self._fitted:
-            self._fitted[name] = MODELS[name](self)
+            if name == "popularity":
+                self._fitted[name] = Popularity(self.data.train).score_block, ""
+            elif "+" in name:
+                self._fitted[name] = self._blend(*name.split("+", 1))
+            elif name.startswith(("ease", "itemknn")):
+                self._fitted[name] = self._linear(name)
+            else:
+                self._fitted[name] = self._graph_model(name)
         return self._fitted[name]
 
-    def best(self, candidates: dict[str, Callable[[], ScoreBlock]]) -> tuple[ScoreBlock, str]:
-        """The candidate with the highest validation Recall@20, and its name."""
-        found = None
-        for label, build in candidates.items():
-            scorer = build()
-            recall = all_rank(scorer, self.data.train, self.data.valid, [K]).metrics[f"recall@{K}"]
-            if found is None or recall > found[0]:
-                found = (recall, scorer, label)
-        assert found is not None
-        return found[1], f"{found[2]}, validation {found[0]:.4f}"
+    def _linear(self, name: str) -> tuple[ScoreBlock, str]:
+        grid = name.removesuffix("_shuffled")
+        settings = ModelSettings(backbone=grid.removesuffix("_text"))
+        profiles = self._profiles(name) if grid.endswith("_text") else None
+        return self._chosen(settings, grid, profiles)
 
-    def popularity(self) -> tuple[ScoreBlock, str]:
-        """Most interactions first."""
-        return Popularity(self.data.train).score_block, ""
+    def _blend(self, first: str, second: str) -> tuple[ScoreBlock, str]:
+        scorers = {part: self.fitted(part)[0] for part in (first, second)}
+        settings = ModelSettings(backbone="blend", settings={"first": first, "second": second})
+        return self._chosen(settings, "blend", None, scorers)
 
-    def itemknn(self) -> tuple[ScoreBlock, str]:
-        """Neighbours and shrink by validation."""
-        train = self.data.train
-
-        def build(kept: int, shrink: float) -> ScoreBlock:
-            return ItemKNN(train, ItemKNNSettings(neighbours=kept, shrink=shrink)).score_block
-
-        return self.best(
-            {
-                f"neighbours {kept}, shrink {shrink:g}": lambda k=kept, s=shrink: build(k, s)
-                for kept in NEIGHBOURS
-                for shrink in SHRINK
-            }
-        )
-
-    def ease(self) -> tuple[ScoreBlock, str]:
-        """λ by validation."""
-        train = self.data.train
-        return self.best(
-            {
-                f"reg {reg:g}": lambda r=reg: Ease(train, EaseSettings(reg=r)).score_block
-                for reg in EASE_REG
-            }
-        )
-
-    def graph_model(self, backbone: str) -> tuple[ScoreBlock, str]:
-        """RLMRec's base row: its settings, its early stop."""
+    def _chosen(
+        self,
+        settings: ModelSettings,
+        grid: str,
+        profiles: Profiles | None,
+        scorers: dict[str, ScoreBlock] | None = None,
+    ) -> tuple[ScoreBlock, str]:
         data = self.data
-        settings = TrainSettings(seed=self.seed)
-        chosen = ModelSettings(backbone=backbone)
-        model = build_model(chosen, bipartite_graph(data.train), None, self.seed)
-        training = GraphTraining(model, data.train, data.valid, settings)
+        best = fit(settings, GRIDS[grid], data.train, data.valid, profiles, scorers)
+        chosen = ", ".join(f"{key} {value:g}" for key, value in best.chosen.items())
+        return best.model.score_block, f"{chosen}, validation {best.recall:.4f}"
+
+    def _graph_model(self, name: str) -> tuple[ScoreBlock, str]:
+        """RLMRec's settings and early stop."""
+        data = self.data
+        backbone, _, rest = name.partition("_")
+        kind, weight = rest.removesuffix("_shuffled"), None
+        if kind.endswith("0"):
+            kind, weight = kind[:-1], 0.0
+        settings = published(backbone, kind or "none", weight=weight)
+        profiles = self._profiles(name) if settings.alignment else None
+        model = build_model(settings, bipartite_graph(data.train), profiles, self.seed)
+        train = TrainSettings(seed=self.seed, patience=self.patience)
+        training = GraphTraining(model, data.train, data.valid, train)
         training.run()
         training.restore_best()
         note = f"epoch {training.best_epoch}, validation {training.best_recall:.4f}"
         return Embeddings.of(model).score_block, note
 
-    def blend(self) -> tuple[ScoreBlock, str]:
-        """EASE and LightGCN, the weight by validation."""
-        linear, graph = self.fitted("ease")[0], self.fitted("lightgcn")[0]
-        return self.best(
-            {
-                f"weight of ease {weight}": lambda w=weight: Blend(linear, graph, w).score_block
-                for weight in WEIGHTS
-            }
-        )
+    def _profiles(self, name: str) -> Profiles:
+        if self.data.profiles is None:
+            raise UserError(f"{name} reads texts: give --vectors (see benchmarks.text_vectors).")
+        if name.endswith("_shuffled"):
+            return shuffled(self.data.profiles, self.seed)
+        return self.data.profiles
 
 
-MODELS: dict[str, Callable[[Bench], tuple[ScoreBlock, str]]] = {
-    "popularity": Bench.popularity,
-    "itemknn": Bench.itemknn,
-    "ease": Bench.ease,
-    **{name: partial(Bench.graph_model, backbone=name) for name in BACKBONES},
-    "blend": Bench.blend,
-}
+DEFAULT = ("popularity", "itemknn", "ease", *BACKBONES, "ease+lightgcn")
 
 
 def find_dataset(given: str) -> Path:
@@ -151,7 +161,7 @@ def find_dataset(given: str) -> Path:
     root = os.environ.get("RAYSYS_DATA")
     places = [Path(given), *([Path(root, given)] if root else [])]
     for place in places:
-        if (place / "interactions.parquet").is_file():
+        if any((place / name).is_file() for name in INTERACTIONS):
             return place
     raise UserError(
         f"no interactions.parquet in {' or '.join(map(str, places))}; "
@@ -159,13 +169,15 @@ def find_dataset(given: str) -> Path:
     )
 
 
-def measure(data: Data, names: list[str], seeds: int) -> tuple[dict[str, dict[str, float]], str]:
+def measure(
+    data: Data, names: list[str], seeds: int, patience: int
+) -> tuple[dict[str, dict[str, float]], str]:
     """Figures of each model over the seeds, and the same as a markdown table."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     lines = ["| model | Recall@20 | NDCG@20 | chosen on validation |", "|---|---|---|---|"]
     notes = {}
     for turn in range(seeds):
-        bench = Bench(data, 2023 + turn)
+        bench = Bench(data, 2023 + turn, patience)
         for name in names:
             start = time.perf_counter()
             scorer, notes[name] = bench.fitted(name)
@@ -192,17 +204,16 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated")
+    parser.add_argument("--models", default=",".join(DEFAULT), help="names: see Bench")
+    parser.add_argument("--vectors", type=Path, help="parquet of item_id and vector")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 2023, 2024, …")
+    parser.add_argument("--patience", type=int, default=5, help="RLMRec's is 5")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
+    names = arguments.models.split(",")
     try:
-        names = arguments.models.split(",")
-        for name in names:
-            if name not in MODELS:
-                raise UserError(f"no model '{name}': {nearest(name, list(MODELS))}")
-        data = Data(find_dataset(arguments.dataset))
-        figures, table = measure(data, names, arguments.seeds)
+        data = Data(find_dataset(arguments.dataset), arguments.vectors)
+        figures, table = measure(data, names, arguments.seeds, arguments.patience)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None

@@ -36,6 +36,15 @@ Config = Annotated[Path, typer.Argument(help="A .toml or .yaml file: see configs
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Single keys to change: train.epochs=5 …")
 ]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", help="Backbone with RLMRec's settings, instead of CONFIG's [models]; repeatable."
+    ),
+]
+Align = Annotated[
+    list[str] | None, typer.Option("--align", help="none, con or gen for --model; repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
 #: Command → the stages it runs and what it says of itself.
@@ -82,14 +91,26 @@ def version(as_json: Json = False) -> None:
 
 
 @app.command()
-def run(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    model: Models = None,
+    align: Align = None,
+    as_json: Json = False,
+) -> None:
     """Run all stages of CONFIG; finished ones are skipped."""
-    _run_stages(config, overrides or [], None, as_json)
+    _run_stages(config, overrides, None, model, align, as_json)
 
 
 def _stage_command(name: str, stages: tuple[str, ...], text: str) -> None:
-    def command(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
-        _run_stages(config, overrides or [], stages, as_json)
+    def command(
+        config: Config,
+        overrides: Overrides = None,
+        model: Models = None,
+        align: Align = None,
+        as_json: Json = False,
+    ) -> None:
+        _run_stages(config, overrides, stages, model, align, as_json)
 
     app.command(name=name, help=text)(command)
 
@@ -99,14 +120,23 @@ for _name, (_stages, _text) in STAGE_COMMANDS.items():
 
 
 def _run_stages(
-    config: Path, overrides: list[str], stages: tuple[str, ...] | None, as_json: bool
+    config: Path,
+    overrides: list[str] | None,
+    stages: tuple[str, ...] | None,
+    models: list[str] | None,
+    align: list[str] | None,
+    as_json: bool,
 ) -> None:
     from raysys.pipeline import run_stages
     from raysys.settings import load_settings
     from raysys.stages.context import RunSettings
     from raysys.store import read_json
 
-    settings = load_settings(RunSettings, config, overrides)
+    settings = load_settings(RunSettings, config, overrides or [])
+    if models:
+        settings = settings.with_models(models, align or ["none"])
+    elif align:
+        raise UserError("--align goes with --model.")
     outcomes = run_stages(settings, stages)
     out = settings.out.resolve()
     report = out / "report.json"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import torch
 from scipy.sparse import csr_matrix
 
+from raysys import schema
 from raysys.graph.bipartite import bipartite_graph
 from raysys.models.align import ContrastiveAlignment
 from raysys.models.base import Batch, Recommender
 from raysys.models.profiles import Profiles
 from raysys.models.registry import ModelSettings, build_model
+from raysys.store import write_arrays, write_table
 
 USERS, ITEMS, WIDTH = 24, 18, 6
 
@@ -67,3 +72,27 @@ def toy_batch(worker: int = 0, workers: int = 1) -> Batch:
 
 def generator(seed: int = 9) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def write_toy_dataset(folder: Path) -> None:
+    """The toy data as a data set folder, with its profiles in `vectors.safetensors`."""
+    users, items = [f"u{row:02}" for row in range(USERS)], [f"i{row:02}" for row in range(ITEMS)]
+    rows: dict[str, list[str]] = {schema.USER_ID: [], schema.ITEM_ID: [], schema.SPLIT: []}
+    for split, matrix in ((schema.TRAIN, toy_train()), (schema.VALID, toy_valid(toy_train()))):
+        for user, item in zip(*matrix.nonzero(), strict=True):
+            rows[schema.USER_ID].append(users[user])
+            rows[schema.ITEM_ID].append(items[item])
+            rows[schema.SPLIT].append(split)
+    write_table(folder / schema.INTERACTIONS_FILE, pa.table(rows))
+    write_table(folder / schema.USERS_FILE, pa.table({schema.USER_ID: users}))
+    write_table(folder / schema.ITEMS_FILE, pa.table({schema.ITEM_ID: items, schema.TITLE: items}))
+    profiles = toy_profiles()
+    write_arrays(
+        folder / "vectors.safetensors",
+        {
+            "users": np.nan_to_num(profiles.users),
+            "items": np.nan_to_num(profiles.items),
+            "user_has_profile": profiles.user_has_profile.astype(np.uint8),
+            "item_has_profile": profiles.item_has_profile.astype(np.uint8),
+        },
+    )

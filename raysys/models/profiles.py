@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from raysys.errors import UserError
 from raysys.store import map_arrays
@@ -200,3 +201,24 @@ def _projected(
         known = mask[block]
         out[block][known] = (matrix[block][known] - mean) @ axes
     return out
+
+
+def with_users_from_items(profiles: Profiles, train: csr_matrix) -> Profiles:
+    """Users without a profile get the mean of their train items' vectors, at length 1.
+
+    Args:
+        profiles: of the same users and items as train.
+        train: (U, I); every stored non-zero entry is one interaction.
+
+    Returns:
+        The same items; a user stays without a profile only where no train item has one.
+    """
+    mask = profiles.item_has_profile.astype(np.float32)
+    items = np.where(profiles.item_has_profile[:, None], profiles.items, np.float32(0))
+    pattern = (train != 0).astype(np.float32)
+    sums = pattern @ items
+    found = (pattern @ mask) > 0
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    missing = ~profiles.user_has_profile
+    users = np.where(missing[:, None], sums / np.maximum(norms, 1e-12), profiles.users)
+    return replace(profiles, users=users, user_has_profile=profiles.user_has_profile | found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +14,9 @@ from pydantic import Field, model_validator
 from raysys.cluster import ClusterSettings, Resources, connect
 from raysys.data.dataset import Dataset
 from raysys.data.importers import ImportSettings
+from raysys.models.published import published
 from raysys.models.registry import ModelSettings
-from raysys.settings import Settings, nearest
+from raysys.settings import Settings, nearest, parse_settings
 from raysys.store import RunDirectory
 from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
@@ -99,6 +101,22 @@ class RunSettings(Settings):
     """The page."""
     cluster: ClusterSettings = ClusterSettings()
     """What Ray may use; does not change results."""
+
+    def with_models(self, backbones: Sequence[str], alignments: Sequence[str]) -> Self:
+        """The same run with RLMRec's published rows, each backbone × alignment, as its models.
+
+        Raises:
+            UserError: an unknown backbone or alignment; the known ones are listed.
+        """
+        models = {
+            backbone if alignment == "none" else f"{backbone}_{alignment}": published(
+                backbone, alignment
+            ).model_dump()
+            for backbone in backbones
+            for alignment in alignments
+        }
+        values = self.model_dump() | {"models": models}
+        return parse_settings(type(self), values, source="--model")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

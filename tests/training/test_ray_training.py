@@ -11,49 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import pytest
 from toy_models import (
     ITEMS,
-    USERS,
     toy_model,
-    toy_profiles,
     toy_settings,
     toy_train,
     toy_valid,
+    write_toy_dataset,
 )
 
-from raysys import schema
 from raysys.errors import UserError
 from raysys.models.saved import load_model, save_model
-from raysys.store import read_arrays, write_arrays, write_table
-from raysys.training.graph_models import TrainJob, train_graph_model
+from raysys.store import read_arrays
+from raysys.training.graph_models import train_graph_model
+from raysys.training.jobs import TrainJob
 from raysys.training.loop import GraphTraining, TrainSettings
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     folder = tmp_path_factory.mktemp("data")
-    users, items = [f"u{row:02}" for row in range(USERS)], [f"i{row:02}" for row in range(ITEMS)]
-    rows: dict[str, list[str]] = {schema.USER_ID: [], schema.ITEM_ID: [], schema.SPLIT: []}
-    for split, matrix in ((schema.TRAIN, toy_train()), (schema.VALID, toy_valid(toy_train()))):
-        for user, item in zip(*matrix.nonzero(), strict=True):
-            rows[schema.USER_ID].append(users[user])
-            rows[schema.ITEM_ID].append(items[item])
-            rows[schema.SPLIT].append(split)
-    write_table(folder / schema.INTERACTIONS_FILE, pa.table(rows))
-    write_table(folder / schema.USERS_FILE, pa.table({schema.USER_ID: users}))
-    write_table(folder / schema.ITEMS_FILE, pa.table({schema.ITEM_ID: items, schema.TITLE: items}))
-    profiles = toy_profiles()
-    write_arrays(
-        folder / "vectors.safetensors",
-        {
-            "users": np.nan_to_num(profiles.users),
-            "items": np.nan_to_num(profiles.items),
-            "user_has_profile": profiles.user_has_profile.astype(np.uint8),
-            "item_has_profile": profiles.item_has_profile.astype(np.uint8),
-        },
-    )
+    write_toy_dataset(folder)
     return TrainJob(
         dataset=folder,
         model=toy_settings(),

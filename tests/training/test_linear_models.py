@@ -1,0 +1,164 @@
+"""Linear models as models of a run, and what else a training job can ask for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from toy_models import ITEMS, USERS, toy_model, toy_settings, toy_train, write_toy_dataset
+
+from raysys.errors import UserError
+from raysys.graph.sampling import with_fake_pairs
+from raysys.models.linear import Ease, EaseSettings
+from raysys.models.registry import ModelSettings
+from raysys.models.saved import load_model, save_model, start_from
+from raysys.settings import parse_settings
+from raysys.stages.context import RunSettings, TrainedModelSettings
+from raysys.store import read_json, write_json
+from raysys.training.jobs import TrainJob, load_inputs
+from raysys.training.linear_models import train_linear_model
+from raysys.training.loop import TrainSettings
+
+ROWS = np.arange(USERS)
+
+
+@pytest.fixture
+def job(tmp_path):
+    write_toy_dataset(tmp_path / "data")
+    return TrainJob(
+        dataset=tmp_path / "data",
+        model=ModelSettings(backbone="ease", settings={"reg": 2.0}),
+        train=TrainSettings(),
+        profiles=tmp_path / "data" / "vectors.safetensors",
+    )
+
+
+def fitted(job, tmp_path, name, backbone, settings, **more):
+    model = ModelSettings(backbone=backbone, settings=settings)
+    return train_linear_model(replace(job, model=model, **more), tmp_path / "models" / name)
+
+
+def test_what_is_saved_scores_as_what_was_fitted(job, tmp_path):
+    train, valid, profiles, _ = load_inputs(replace(job, model=ModelSettings()))
+    assert valid.nnz
+    assert profiles is None
+    for solver in ("dense", "sparse"):
+        values = {"reg": 2.0, "solver": solver, "neighbours": 5}
+        fitted(job, tmp_path, solver, "ease", values)
+        loaded = load_model(tmp_path / "models" / solver)
+        ours = Ease(train, EaseSettings(**values)).score_block(ROWS)
+        assert np.array_equal(loaded.score_block(ROWS), ours)
+        assert loaded.item_vectors().shape == (ITEMS, ITEMS)
+
+
+def test_a_grid_is_decided_by_validation_and_written_down(job, tmp_path):
+    grid = {"reg": (1e6, 1.0, 1e5)}
+    result = fitted(job, tmp_path, "ease", "ease", {}, grid=grid)
+    alone = [fitted(job, tmp_path, f"e{reg}", "ease", {"reg": reg}) for reg in grid["reg"]]
+    assert result.best_recall == max(other.best_recall for other in alone)
+    best = grid["reg"][int(np.argmax([other.best_recall for other in alone]))]
+    assert result.chosen == {"reg": best}
+    assert read_json(tmp_path / "models/ease/model.json")["model"]["settings"]["reg"] == best
+    with pytest.raises(UserError, match="unknown setting 'rag'"):
+        fitted(job, tmp_path, "e", "ease", {}, grid={"rag": (1.0,)})
+
+
+def test_a_blend_of_two_saved_models(job, tmp_path):
+    fitted(job, tmp_path, "ease", "ease", {"reg": 2.0})
+    fitted(job, tmp_path, "knn", "itemknn", {"neighbours": 3})
+    parts = {"first": "ease", "second": "knn"}
+    result = fitted(job, tmp_path, "both", "blend", parts, grid={"weight": (0.0, 0.5, 1.0)})
+    assert result.chosen["weight"] in (0.0, 0.5, 1.0)
+    fitted(job, tmp_path, "first", "blend", parts | {"weight": 1.0})
+    blend, ease = (load_model(tmp_path / "models" / name) for name in ("first", "ease"))
+    order = np.argsort(-blend.score_block(ROWS), axis=1, kind="stable")
+    assert np.array_equal(order[:, :5], np.argsort(-ease.score_block(ROWS), kind="stable")[:, :5])
+    with pytest.raises(UserError, match="names model 'gone', which is not trained"):
+        fitted(job, tmp_path, "x", "blend", {"first": "gone", "second": "knn"})
+
+
+def test_text_needs_vectors_and_the_control_deals_them_out_anew(job, tmp_path):
+    values = {"reg": 2.0, "text_weight": 5.0}
+    result = fitted(job, tmp_path, "text", "ease", values)
+    assert result.null_items == 1
+    fitted(job, tmp_path, "shuffled", "ease", values, shuffle_profiles=True)
+    text, control = (load_model(tmp_path / "models" / name) for name in ("text", "shuffled"))
+    assert not np.allclose(text.score_block(ROWS), control.score_block(ROWS))
+    with pytest.raises(UserError, match="reads profile vectors but none are given"):
+        fitted(job, tmp_path, "x", "ease", {}, profiles=None, grid={"text_weight": (0.0, 1.0)})
+
+
+def test_fake_interactions_are_new_seeded_and_of_the_right_number():
+    train = toy_train()
+    noisy = with_fake_pairs(train, 0.25, np.random.default_rng(3))
+    assert noisy.nnz == train.nnz + round(0.25 * train.nnz)
+    assert noisy.data.tolist() == [1.0] * noisy.nnz
+    assert (train - train.multiply(noisy)).nnz == 0
+    again = with_fake_pairs(train, 0.25, np.random.default_rng(3))
+    assert (noisy != again).nnz == 0
+    with pytest.raises(UserError, match="lower it"):
+        with_fake_pairs(train, 5.0, np.random.default_rng(3))
+
+
+def test_noise_touches_train_only(job):
+    clean, noisy = load_inputs(job), load_inputs(replace(job, train_noise=0.2))
+    assert noisy[0].nnz == round(1.2 * clean[0].nnz)
+    assert (noisy[1] != clean[1]).nnz == 0
+
+
+def test_a_model_starts_from_the_backbone_of_another(tmp_path):
+    aligned, plain = toy_settings(), toy_settings(aligned=False)
+    save_model(tmp_path / "aligned", toy_model(aligned, seed=5), aligned, "data")
+    for settings in (aligned, plain):
+        model = toy_model(settings, seed=1)
+        start_from(model, tmp_path / "aligned", "data")
+        expected = toy_model(plain, seed=5).final_embeddings()
+        assert all(a.equal(b) for a, b in zip(model.final_embeddings(), expected, strict=True))
+    with pytest.raises(UserError, match="another data set"):
+        start_from(toy_model(plain), tmp_path / "aligned", "other data")
+    wider = plain.model_copy(update={"settings": plain.settings | {"width": 8}})
+    with pytest.raises(UserError, match="'nodes' is"):
+        start_from(toy_model(wider), tmp_path / "aligned", "data")
+    other = ModelSettings(backbone="dccf", settings={"width": 6})
+    with pytest.raises(UserError, match="'item_intents' is not in both"):
+        start_from(toy_model(other), tmp_path / "aligned", "data")
+
+
+def test_weights_that_do_not_fit_are_refused(job, tmp_path):
+    fitted(job, tmp_path, "ease", "ease", {"reg": 2.0})
+    about = tmp_path / "models" / "ease" / "model.json"
+    write_json(about, read_json(about) | {"items": ITEMS + 1})
+    with pytest.raises(UserError, match=r"'weights' must be float32 \(19, 19\)"):
+        load_model(tmp_path / "models" / "ease")
+
+
+def test_configs_that_cannot_work_are_refused():
+    with pytest.raises(UserError, match="'ease' has no embeddings to align"):
+        parse_settings(ModelSettings, {"backbone": "ease", "alignment": {}}, source="x")
+    with pytest.raises(UserError, match=r"did you mean 'simgcl'.*All: lightgcn, gccf, sgl"):
+        parse_settings(ModelSettings, {"backbone": "simcgl"}, source="x")
+    with pytest.raises(UserError, match="grid is for linear models"):
+        parse_settings(TrainedModelSettings, {"grid": {"reg": [1.0]}}, source="x")
+    with pytest.raises(UserError, match="has no start"):
+        parse_settings(TrainedModelSettings, {"backbone": "ease", "start_from": "a"}, source="x")
+    blend = {"backbone": "blend", "settings": {"first": "e", "second": "later"}}
+    models = {"e": {"backbone": "ease"}, "b": blend, "later": {}}
+    with pytest.raises(UserError, match="'later', which is no model above it"):
+        parse_settings(
+            RunSettings, {"out": "x", "data": {"source": "ml-100k"}, "models": models}, source="x"
+        )
+
+
+def test_published_rows_take_the_place_of_a_config():
+    settings = parse_settings(
+        RunSettings, {"out": "x", "data": {"source": "ml-100k"}, "models": {"a": {}}}, source="x"
+    )
+    models = settings.with_models(["sgl", "lightgcn"], ["none", "gen"]).models
+    assert list(models) == ["sgl", "sgl_gen", "lightgcn", "lightgcn_gen"]
+    assert models["lightgcn_gen"].settings["layers"] == 2
+    assert models["sgl_gen"].alignment.mask_ratio == 0.2
+    with pytest.raises(UserError, match=r"did you mean 'sgl'.*All: lightgcn"):
+        settings.with_models(["sgle"], ["none"])
+    with pytest.raises(UserError, match=r"did you mean 'gen'"):
+        settings.with_models(["sgl"], ["gene"])
