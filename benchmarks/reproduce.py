@@ -12,11 +12,13 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
 
+from benchmarks.results import NDCG, PAGE, RECALL, record
 from raysys.data.splits import ratio
 from raysys.data.tables import SPLIT_WORDS
 from raysys.errors import UserError
@@ -169,12 +171,9 @@ def find_dataset(given: str) -> Path:
     )
 
 
-def measure(
-    data: Data, names: list[str], seeds: int, patience: int
-) -> tuple[dict[str, dict[str, float]], str]:
-    """Figures of each model over the seeds, and the same as a markdown table."""
+def measure(data: Data, names: list[str], seeds: int, patience: int) -> dict[str, dict[str, Any]]:
+    """Figures of each model: mean over the seeds, and sample deviation where there are several."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    lines = ["| model | Recall@20 | NDCG@20 | chosen on validation |", "|---|---|---|---|"]
     notes = {}
     for turn in range(seeds):
         bench = Bench(data, 2023 + turn, patience)
@@ -184,20 +183,16 @@ def measure(
             metrics = all_rank(scorer, data.train, data.test, [K]).metrics
             runs[name].append(metrics)
             seconds = time.perf_counter() - start
-            print(f"{name} {notes[name]}: {metrics} ({seconds:.0f} s)", file=sys.stderr)
-    figures: dict[str, dict[str, float]] = {}
+            print(f"{name} {notes[name]}: {metrics} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+    figures: dict[str, dict[str, Any]] = {}
     for name, results in runs.items():
-        figures[name] = {}
-        cells = []
-        for key in (f"recall@{K}", f"ndcg@{K}"):
+        figures[name] = {"seeds": seeds, "chosen": notes[name]}
+        for key in (RECALL, NDCG):
             values = np.array([result[key] for result in results])
             figures[name][key] = round(float(values.mean()), 4)
-            cells.append(f"{values.mean():.4f}")
             if seeds > 1:
                 figures[name][f"{key}_sd"] = round(float(values.std(ddof=1)), 4)
-                cells[-1] += f" ± {values.std(ddof=1):.4f}"
-        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {notes[name]} |")
-    return figures, "\n".join(lines)
+    return figures
 
 
 def main() -> None:
@@ -208,20 +203,18 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, help="parquet of item_id and vector")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 2023, 2024, …")
     parser.add_argument("--patience", type=int, default=5, help="RLMRec's is 5")
-    parser.add_argument("--markdown", type=Path, help="also write the table to this file")
+    parser.add_argument("--save", action="store_true", help=f"add the figures to {PAGE}")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
     try:
         data = Data(find_dataset(arguments.dataset), arguments.vectors)
-        figures, table = measure(data, names, arguments.seeds, arguments.patience)
+        figures = measure(data, names, arguments.seeds, arguments.patience)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    if arguments.markdown:
-        command = f"python -m benchmarks.reproduce {' '.join(sys.argv[1:])}"
-        text = f"# {data.name}\n\nWritten by `{command}`; not edited by hand.\n\n{table}\n"
-        arguments.markdown.write_text(text, encoding="utf-8")
-    print(json.dumps({"benchmark": "reproduce", "figures": figures}))
+    if arguments.save:
+        record(data.name, f"python -m benchmarks.reproduce {' '.join(sys.argv[1:])}", figures)
+    print(json.dumps({"benchmark": "reproduce", "dataset": data.name, "figures": figures}))
 
 
 if __name__ == "__main__":

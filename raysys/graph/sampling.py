@@ -15,7 +15,7 @@ _ROUNDS = 50
 def with_fake_pairs(train: csr_matrix, share: float, rng: np.random.Generator) -> csr_matrix:
     """Train with random pairs added that are not in it: how robust is a model to noise?
 
-    Source: RLMRec, section 4.4 (noise of 5 to 25 %).
+    Source: RLMRec, section 4.4.1 (noise of 5 to 25 %).
 
     Args:
         train: (U, I); every stored non-zero entry is one interaction.

@@ -194,7 +194,7 @@ class Contrastive(Aligned):
 
     t = MLP(profile), ℓ = InfoNCE; what is in its denominator is `settings.denominator`. A node
     without a profile is in neither numerator nor denominator. Negatives are left out where
-    the backbone does not use them. Source: RLMRec, equations 6 and 7, and its code; `sampled`:
+    the backbone does not use them. Source: RLMRec, equations 16 and 18, and its code; `sampled`:
     Yi 2019, equation 3 (sampling-bias-corrected softmax), Q = degree/E of users and positives,
     1/I of negatives.
 
@@ -287,7 +287,7 @@ class Generative(Aligned):
 
     L_align = recon_weight · mean over the masked nodes of InfoNCE(MLP(e), profile), with the
     masked nodes' profiles, users and items together, as denominator. The backbone's own losses
-    see the masked embeddings too. Source: RLMRec, equations 9 and 10, and its code.
+    see the masked embeddings too. Source: RLMRec, equations 17 and 18, and its code.
 
     Args:
         backbone, settings, profiles, generator: see `Aligned`.

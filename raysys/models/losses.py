@@ -48,7 +48,7 @@ def info_nce(
 ) -> torch.Tensor:
     """InfoNCE with cosine similarity: Σ_q w_q·[log Σ_k n_k·exp(cos(q, k)/τ) − cos(q, t_q)/τ].
 
-    Source: RLMRec, equation 7 with the released code's one direction. Memory is bounded, see
+    Source: RLMRec, equations 16 and 18, with the released code's one direction. Memory is bounded, see
     `log_sum_exp`.
 
     Args:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -21,10 +19,9 @@ from raysys.graph.bipartite import bipartite_graph
 from raysys.graph.propagation import drop_edges
 from raysys.models.align import Aligned, Contrastive, GenerativeAlignment, matmul_type
 from raysys.models.base import Batch
-from raysys.models.profiles import Profiles, shuffled
+from raysys.models.profiles import Profiles
 from raysys.models.registry import ModelSettings, build_model
 from raysys.settings import parse_settings
-from raysys.store import write_arrays
 
 LEAKY = 0.01
 
@@ -214,21 +211,6 @@ def test_batch_without_any_profile() -> None:
     assert named["align"] == 0
 
 
-def test_shuffled_deals_profiles_among_those_that_have_one() -> None:
-    profiles = toy_profiles()
-    dealt = shuffled(profiles, seed=4)
-    for before, after, hole in (
-        (profiles.users, dealt.users, 3),
-        (profiles.items, dealt.items, 5),
-    ):
-        assert np.isnan(after[hole]).all()
-        others = np.delete(np.arange(len(before)), hole)
-        assert sorted(map(tuple, after[others])) == sorted(map(tuple, before[others]))
-        assert (after[others] != before[others]).any(axis=1).mean() > 0.5
-    np.testing.assert_array_equal(dealt.users, shuffled(profiles, seed=4).users)
-    assert (shuffled(profiles, seed=5).items[0] != dealt.items[0]).any()
-
-
 def test_bfloat16_is_close_to_float32() -> None:
     exact = toy_model().losses(toy_batch(), generator())["align"]
     rough = toy_model(toy_settings(matmul="bfloat16")).losses(toy_batch(), generator())["align"]
@@ -236,29 +218,3 @@ def test_bfloat16_is_close_to_float32() -> None:
     assert rough.item() == pytest.approx(exact.item(), rel=0.02)
     assert rough.item() != exact.item()
     assert matmul_type("float32", torch.device("cpu")) == torch.float32
-
-
-def test_profiles_from_a_file(tmp_path: Path) -> None:
-    profiles, path = toy_profiles(), tmp_path / "profiles.safetensors"
-    mask = np.ones(USERS, dtype=np.uint8)
-    mask[0] = 0
-    write_arrays(path, {"users": profiles.users, "items": profiles.items, "user_has_profile": mask})
-    loaded = Profiles.load(path, USERS, ITEMS)
-    assert np.flatnonzero(~loaded.user_has_profile).tolist() == [0, 3]
-    assert np.flatnonzero(~loaded.item_has_profile).tolist() == [5]
-    with pytest.raises(UserError, match=r"'items' has 18 rows, the data set has 19"):
-        Profiles.load(path, USERS, ITEMS + 1)
-    write_arrays(path, {"users": profiles.users})
-    with pytest.raises(UserError, match="no array 'items'"):
-        Profiles.load(path, USERS, ITEMS)
-
-
-def test_bad_profiles() -> None:
-    good = toy_profiles(nulls=False)
-    with pytest.raises(UserError, match="one width"):
-        Profiles.of(good.users, good.items[:, :4])
-    with pytest.raises(UserError, match="user_has_profile has shape"):
-        Profiles.of(good.users, good.items, np.ones(3, dtype=bool))
-    good.items[2, 1] = np.inf
-    with pytest.raises(UserError, match="item row 2 holds an infinite"):
-        Profiles.of(good.users, good.items)

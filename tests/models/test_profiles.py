@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from raysys.errors import UserError
 from raysys.models import profiles as module
-from raysys.models.profiles import Profiles, shuffled
+from raysys.models.profiles import Profiles, shuffled, with_users_from_items
 from raysys.store import write_arrays
 
 USERS, ITEMS, WIDTH = 23, 31, 6
@@ -189,3 +190,42 @@ def test_shuffled_deals_out_what_is_there_and_copies_it_once(given: Profiles) ->
     finally:
         tracemalloc.stop()
     assert peak < 1.5 * large.users.nbytes
+
+
+def test_profiles_from_a_file(tmp_path: Path) -> None:
+    path, users, items = tmp_path / "profiles.safetensors", some(USERS, 1), some(ITEMS, 2)
+    users[3] = items[5] = np.nan
+    mask = np.ones(USERS, dtype=np.uint8)
+    mask[0] = 0
+    write_arrays(path, {"users": users, "items": items, "user_has_profile": mask})
+    loaded = Profiles.load(path, USERS, ITEMS)
+    assert np.flatnonzero(~loaded.user_has_profile).tolist() == [0, 3]
+    assert np.flatnonzero(~loaded.item_has_profile).tolist() == [5]
+    with pytest.raises(UserError, match=r"'items' has 31 rows, the data set has 32"):
+        Profiles.load(path, USERS, ITEMS + 1)
+    write_arrays(path, {"users": users})
+    with pytest.raises(UserError, match="no array 'items'"):
+        Profiles.load(path, USERS, ITEMS)
+
+
+def test_bad_profiles() -> None:
+    good = Profiles.of(some(USERS, 1), some(ITEMS, 2))
+    with pytest.raises(UserError, match="one width"):
+        Profiles.of(good.users, good.items[:, :4])
+    with pytest.raises(UserError, match="user_has_profile has shape"):
+        Profiles.of(good.users, good.items, np.ones(3, dtype=bool))
+    good.items[2, 1] = np.inf
+    with pytest.raises(UserError, match="item row 2 holds an infinite"):
+        Profiles.of(good.users, good.items)
+
+
+def test_users_without_a_profile_get_the_mean_of_their_train_items(given: Profiles) -> None:
+    train = np.zeros((USERS, ITEMS), np.float32)
+    train[3, [0, 1, 5]] = 1  # item 5 has no vector
+    train[4, 0] = 1  # user 4 has a profile of its own
+    nobody = Profiles.of(given.users, given.items, np.arange(USERS) == 4, given.item_has_profile)
+    found = with_users_from_items(nobody, csr_matrix(train))
+    mean = given.items[0] + given.items[1]
+    np.testing.assert_allclose(found.users[3], mean / np.linalg.norm(mean), rtol=1e-6)
+    np.testing.assert_array_equal(found.users[4], given.users[4])
+    assert np.flatnonzero(found.user_has_profile).tolist() == [3, 4]

@@ -149,7 +149,7 @@ def test_killed_worker_resumes_to_the_same_model(job: TrainJob, tmp_path: Path) 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_mistakes_come_back_as_user_errors(job: TrainJob, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no profile vectors"):
+    with pytest.raises(UserError, match="reads profile vectors but none"):
         train_graph_model(replace(job, profiles=None), tmp_path)
     with pytest.raises(UserError, match=r"users\.parquet does not exist"):
         train_graph_model(replace(job, dataset=tmp_path), tmp_path)
