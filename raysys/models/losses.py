@@ -48,8 +48,8 @@ def info_nce(
 ) -> torch.Tensor:
     """InfoNCE with cosine similarity: Σ_q w_q·[log Σ_k n_k·exp(cos(q, k)/τ) − cos(q, t_q)/τ].
 
-    Source: RLMRec, equations 16 and 18, with the released code's one direction. Memory is bounded, see
-    `log_sum_exp`.
+    Source: RLMRec, equations 16 and 18, with the released code's one direction. Memory is
+    bounded, see `log_sum_exp`.
 
     Args:
         queries: (n, d), need not be normalised; nor need the rest.

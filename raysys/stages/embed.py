@@ -22,15 +22,18 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
             require_file(path)
         return context.run.run_stage(
             "embeddings",
-            {key: str(path) for key, path in own.items()},
+            {key: str(path) for key, path in own.items()}
+            | {"users_from_items": settings.users_from_items},
             ["data"],
             lambda output: take_vectors(settings, context.dataset, output),
             files=own,
         )
     return context.run.run_stage(
         "embeddings",
-        # Without the two keys, which are empty here, runs of earlier versions stay finished.
-        settings.model_dump(mode="json", exclude={"user_vectors", "item_vectors"}),
+        # What has no meaning here may change without making finished work stale.
+        settings.model_dump(
+            mode="json", exclude={"user_vectors", "item_vectors", "users_from_items"}
+        ),
         ["data", "item_profiles", "user_profiles"],
         lambda output: embed_profiles(
             settings,

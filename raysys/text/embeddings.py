@@ -36,6 +36,8 @@ class EmbeddingSettings(Settings):
     written and no text encoded then; see `raysys.text.vectors`."""
     item_vectors: Path | None = None
     """The same with `item_id`. One of the two is enough: the other side has no profiles."""
+    users_from_items: bool = False
+    """With your own vectors: a user without one gets the mean of the train items' vectors."""
 
     @property
     def own(self) -> dict[str, Path]:

@@ -20,6 +20,7 @@ from raysys.data.columns import Column, shown
 from raysys.data.dataset import Dataset
 from raysys.data.sources import require_file
 from raysys.errors import UserError
+from raysys.models.profiles import Profiles, with_users_from_items
 from raysys.store import StageReport
 from raysys.text.embeddings import EmbeddingSettings, write_vectors
 
@@ -55,7 +56,8 @@ def take_vectors(settings: EmbeddingSettings, dataset: Dataset, output: Path) ->
     Returns:
         counts: in (users and items), ok and dead_letter. dropped: those without a vector by
         reason, `no_vector` and `nan_vector`, and apart from these `unknown_id`, rows of the
-        files whose id is not in the data set. figures: width.
+        files whose id is not in the data set. figures: width, and how many users' vectors were
+        made from their items.
 
     Raises:
         UserError: what `read_vectors` refuses, or the two files differ in width.
@@ -78,10 +80,20 @@ def take_vectors(settings: EmbeddingSettings, dataset: Dataset, output: Path) ->
         )
     users = sides.get("user_vectors") or _none(len(dataset.user_ids), width)
     items = sides.get("item_vectors") or _none(len(dataset.item_ids), width)
-    write_vectors(output, users.values, items.values, users.known, items.known)
-    rows = len(users.known) + len(items.known)
-    ok = int(users.known.sum() + items.known.sum())
-    nan = users.nan + items.nan
+    profiles = Profiles.of(users.values, items.values, users.known, items.known)
+    if settings.users_from_items:
+        profiles = with_users_from_items(profiles, dataset.matrix(schema.TRAIN))
+    known = np.concatenate([profiles.user_has_profile, profiles.item_has_profile])
+    write_vectors(
+        output,
+        profiles.users,
+        profiles.items,
+        profiles.user_has_profile,
+        profiles.item_has_profile,
+    )
+    rows, ok = len(known), int(known.sum())
+    made = int((profiles.user_has_profile & ~users.known).sum())
+    nan = min(users.nan + items.nan, rows - ok)
     dropped = {
         "no_vector": rows - ok - nan,
         "nan_vector": nan,
@@ -90,7 +102,7 @@ def take_vectors(settings: EmbeddingSettings, dataset: Dataset, output: Path) ->
     return StageReport(
         counts={"in": rows, "ok": ok, "dead_letter": rows - ok},
         dropped={reason: count for reason, count in dropped.items() if count},
-        figures={"width": float(width)},
+        figures={"width": float(width), "users_from_items": float(made)},
     )
 
 

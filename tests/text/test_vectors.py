@@ -181,12 +181,26 @@ def test_items_alone_need_the_data_stage_alone(tmp_path):
     assert not skipped
     assert manifest.counts == {"in": USERS + ITEMS, "ok": 15, "dead_letter": USERS + 5}
     assert manifest.dropped == {"no_vector": USERS + 5, "unknown_id": 1}
-    assert manifest.figures == {"width": 3}
+    assert manifest.figures == {"width": 3, "users_from_items": 0}
     assert manifest.inputs.keys() == {"data", "item_vectors"}
     loaded = Profiles.load(context.run.path("embeddings") / VECTORS_FILE, USERS, ITEMS)
     assert not loaded.user_has_profile.any()
     assert loaded.item_has_profile.sum() == 15
     np.testing.assert_array_equal(loaded.items[:15], MATRIX[:15])
+
+
+def test_users_get_the_mean_of_their_train_items_where_asked(tmp_path):
+    path = write(tmp_path / "v.parquet", ITEM_IDS, MATRIX.tolist())
+    context = context_with(tmp_path, item_vectors=path, users_from_items=True)
+    manifest, _ = embed.run(context)
+    train = context.dataset.matrix("train").toarray()
+    trained = train.sum(axis=1) > 0
+    assert manifest.figures["users_from_items"] == trained.sum() > 0
+    loaded = Profiles.load(context.run.path("embeddings") / VECTORS_FILE, USERS, ITEMS)
+    assert np.array_equal(loaded.user_has_profile, trained)
+    sums = train @ MATRIX
+    expected = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    np.testing.assert_allclose(loaded.users[trained], expected[trained], rtol=1e-5)
 
 
 def test_both_sides_and_a_changed_file(tmp_path):
