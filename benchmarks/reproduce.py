@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from raysys.schema import ITEM_ID, SPLIT, SPLITS, USER_ID
 from raysys.store import read_table
 from raysys.text.vectors import read_vectors
 from raysys.training.linear_models import fit
-from raysys.training.loop import GraphTraining, TrainSettings
+from raysys.training.loop import WATCHED, GraphTraining, TrainSettings
 
 K = 20
 #: RLMRec's 3:1:1, for data sets without a split of their own.
@@ -142,7 +143,7 @@ class Bench:
         model = build_model(settings, bipartite_graph(data.train), profiles, self.seed)
         train = TrainSettings(seed=self.seed, patience=self.patience)
         training = GraphTraining(model, data.train, data.valid, train)
-        training.run()
+        training.run(partial(_show, name))
         training.restore_best()
         note = f"epoch {training.best_epoch}, validation {training.best_recall:.4f}"
         return Embeddings.of(model).score_block, note
@@ -153,6 +154,12 @@ class Bench:
         if name.endswith("_shuffled"):
             return shuffled(self.data.profiles, self.seed)
         return self.data.profiles
+
+
+def _show(name: str, training: GraphTraining) -> None:
+    recall = training.history[-1][WATCHED]
+    if recall is not None:
+        print(f"  {name} epoch {training.epoch}: validation {recall:.4f}", file=sys.stderr)
 
 
 DEFAULT = ("popularity", "itemknn", "ease", *BACKBONES, "ease+lightgcn")

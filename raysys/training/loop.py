@@ -7,6 +7,7 @@ several workers draw the same negatives and the same dropped edges without talki
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,7 @@ class GraphTraining:
                 arrays[f"adam/{name}/{key}"] = value.detach().cpu().numpy()
         write_arrays(folder / _TENSORS_FILE, arrays)
         state = {
+            "train": self._identity(),
             "epoch": self.epoch,
             "best_epoch": self.best_epoch,
             "best_recall": self.best_recall,
@@ -159,8 +161,11 @@ class GraphTraining:
         """Go on from a checkpoint of the same run.
 
         Raises:
-            UserError: files are missing, broken or of another model.
+            UserError: files are missing, broken, of another model or of another train split.
         """
+        state: dict[str, Any] = read_json(folder / _STATE_FILE)
+        if state.get("train") != self._identity():
+            raise UserError(f"{folder / _STATE_FILE} is of another train split: train anew.")
         arrays, path = read_arrays(folder / _TENSORS_FILE), folder / _TENSORS_FILE
         load_parameters(self.model, _below(arrays, "model/"), path)
         self._best = _below(arrays, "best/")
@@ -172,10 +177,16 @@ class GraphTraining:
                 )
                 for key, value in _below(arrays, f"adam/{name}/").items()
             }
-        state: dict[str, Any] = read_json(folder / _STATE_FILE)
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_recall, self.stale = state["best_recall"], state["stale"]
         self.history = state["history"]
+
+    def _identity(self) -> str:
+        """A hash of the train pairs in their order."""
+        digest = hashlib.sha256(str(self._train.shape).encode())
+        for rows in (self._users, self._items):
+            digest.update(rows.tobytes())
+        return digest.hexdigest()
 
     def _pass(self) -> dict[str, float]:
         """All steps of one epoch; returns each loss of the whole batch, mean over steps."""

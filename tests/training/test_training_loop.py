@@ -88,6 +88,13 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         toy_training().load(tmp_path)
 
 
+def test_checkpoint_of_another_train_split_is_refused(tmp_path: Path) -> None:
+    toy_training().save(tmp_path)
+    other = GraphTraining(toy_model(), toy_train(seed=1), None, TrainSettings())
+    with pytest.raises(UserError, match="another train split"):
+        other.load(tmp_path)
+
+
 def test_stops_when_patience_is_used_up_and_restores_the_best_epoch() -> None:
     training = toy_training(aligned=False, epochs=50, patience=3, validate_every=1)
     recalls = iter([0.1, 0.4, 0.3, 0.4, 0.2, 0.9])
