@@ -19,12 +19,16 @@ A growth exponent is the slope of log seconds over log edges, by least squares o
 what takes less than RUN_SECONDS, and of a single run for what takes longer. Bytes are the peak
 of resident memory above where the step began, so they hold nothing that was there before; on
 small graphs memory that the allocator kept from before hides them. Linux only.
+
+Beside other work the figures mislead: threads of a product wait for one another, which costs
+small graphs most, so that growth looks smaller than it is. `load_at_start` shows it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -177,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--edges", type=sizes, default=list(EDGES), help="comma-separated")
     edges: list[int] = parser.parse_args().edges
+    load = os.getloadavg()[0]
     meter = Meter()
     rows = []
     for size in edges:
@@ -198,6 +203,7 @@ def main() -> None:
         "all_users_exponent": exponents["top_100"] + 1,
         "steps_per_epoch": STEPS,
         "threads": torch.get_num_threads(),
+        "load_at_start": load,
     }
     print(json.dumps({**rounded(result), "sizes": rows}))
 

@@ -83,7 +83,9 @@ def _comparisons(context: RunContext, results: dict[str, RankingResult]) -> list
         for other, rival in models.items():
             plain = not rival.reads_profiles(rival.grid)
             control = rival.shuffle_profiles and rival.alignment == model.alignment
-            if other != name and rival.backbone == model.backbone and (plain or control):
+            # What else differs would be taken for the worth of the text.
+            alike = (rival.backbone, rival.train_noise) == (model.backbone, model.train_noise)
+            if other != name and alike and (plain or control):
                 pairs.append((name, other))
     return [
         compare(results, name, other, f"{metric}@{k}", context.settings.train.seed)
