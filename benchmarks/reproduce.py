@@ -43,7 +43,7 @@ VALID, TEST, SPLIT_SEED = 0.2, 0.2, 2023
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "itemknn": {"neighbours": (20, 50, 100, 200), "shrink": (0.0, 10.0, 50.0)},
     "ease": {"reg": (20.0, 50.0, 100.0, 200.0, 400.0)},
-    "ease_text": {"reg": (20.0, 50.0, 100.0, 200.0), "text_weight": (3.0, 10.0, 30.0, 100.0)},
+    "ease_text": {"reg": (100.0, 200.0, 400.0), "text_weight": (30.0, 100.0, 300.0)},
     "blend": {"weight": tuple(round(step / 10, 1) for step in range(11))},
 }
 INTERACTIONS = ("interactions.parquet", "interactions_implicit.parquet")

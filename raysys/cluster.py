@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -26,6 +26,8 @@ GIB = 1 << 30
 TASK_CPUS = 1.0
 #: Share of one CPU that each small Ray Data task or helper actor of ours asks for.
 SMALL_CPUS = 0.1
+#: What the processes of a local Ray get to end by themselves.
+_SECONDS_TO_END = 5.0
 logger = get_logger(__name__)
 
 
@@ -169,6 +171,7 @@ def connect(settings: ClusterSettings) -> Iterator[Resources]:
     if ray.is_initialized():
         yield connected_resources()
         return
+    others = set(psutil.Process().children(recursive=True))
     if settings.address == "local":
         local = local_resources(settings)
         _stay_on_loopback()
@@ -196,7 +199,20 @@ def connect(settings: ClusterSettings) -> Iterator[Resources]:
     try:
         yield connected_resources()
     finally:
+        started = set(psutil.Process().children(recursive=True)) - others
         ray.shutdown()
+        _end(started)
+
+
+def _end(processes: Iterable[psutil.Process]) -> None:
+    """Let the processes of a local Ray end, and end those that do not.
+
+    A Ray Train controller sometimes outlives its Ray, waiting for ever on a lock.
+    """
+    _, left = psutil.wait_procs(list(processes), timeout=_SECONDS_TO_END)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def connected_resources() -> Resources:

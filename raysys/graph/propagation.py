@@ -36,9 +36,13 @@ def drop_edges(graph: BipartiteGraph, keep_rate: float, generator: torch.Generat
     """
     if keep_rate >= 1.0:
         return full_adjacency(graph)
-    drawn = torch.rand(graph.values.shape, generator=generator, device=graph.device)
-    values = graph.values * (drawn < keep_rate)
-    return weighted(graph, values)
+    return weighted(graph, drop_values(graph.values, keep_rate, generator))
+
+
+def drop_values(values: torch.Tensor, keep_rate: float, generator: torch.Generator) -> torch.Tensor:
+    """(E,) values, each kept with probability `keep_rate` and else 0."""
+    drawn = torch.rand(values.shape, generator=generator, device=values.device)
+    return values * (drawn < keep_rate)
 
 
 def weighted(pattern: SparsePattern, values: torch.Tensor) -> Adjacency:

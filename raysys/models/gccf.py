@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 
 from raysys.graph.bipartite import BipartiteGraph
-from raysys.graph.propagation import propagate, weighted
+from raysys.graph.propagation import drop_values, propagate, weighted
 from raysys.models.base import Encoded, NodeRecommender
 from raysys.settings import Settings
 
@@ -20,6 +20,8 @@ class GCCFSettings(Settings):
     """Propagation layers L."""
     self_loops: bool = True
     """Every node is its own neighbour too."""
+    keep_rate: float = Field(default=1.0, gt=0, le=1)
+    """Share of directed edges and loops kept in each training step."""
     reg: float = Field(default=1e-6, ge=0)
     """Weight of the squared norm of all parameters."""
 
@@ -43,10 +45,9 @@ class GCCF(NodeRecommender):
         self.settings = settings
         degrees = graph.degrees + float(settings.self_loops)
         scale = degrees.clamp(min=1.0).rsqrt()
-        # (N, 1): what a node keeps of itself; the loops are not stored as entries.
-        self._own = (scale.square() * float(settings.self_loops))[:, None]
-        values = scale[graph.rows] * scale[graph.columns]
-        self._adjacency = weighted(graph, values)
+        # (N,): what a node keeps of itself; the loops are not stored as entries.
+        self._own = scale.square() * float(settings.self_loops)
+        self._values = scale[graph.rows] * scale[graph.columns]
 
     @property
     def width(self) -> int:
@@ -56,10 +57,15 @@ class GCCF(NodeRecommender):
     def encode(
         self, start: torch.Tensor, generator: torch.Generator | None, step: int = 0
     ) -> Encoded:
-        """All layers side by side; nothing is random."""
+        """All layers side by side, over one draw of kept edges or over all."""
+        values, own = self._values, self._own
+        if generator is not None and self.settings.keep_rate < 1.0:
+            values = drop_values(values, self.settings.keep_rate, generator)
+            own = drop_values(own, self.settings.keep_rate, generator)
+        adjacency = weighted(self.graph, values)
         x, outputs = start, [start]
         for _ in range(self.settings.layers):
-            (_, neighbours) = propagate(self._adjacency, x, 1)
-            x = neighbours + self._own * x
+            (_, neighbours) = propagate(adjacency, x, 1)
+            x = neighbours + own[:, None] * x
             outputs.append(x)
         return self.encoded(start, torch.cat(outputs, dim=1))
