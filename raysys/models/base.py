@@ -121,7 +121,8 @@ class Recommender(torch.nn.Module, ABC):
         """This worker's share of each named loss; their sum is what is minimised."""
         encoded = self.encode(self.initial_embeddings(), generator, batch.step)
         named = self.batch_losses(encoded, batch, generator)
-        squares = sum(parameter.square().sum() for parameter in self.parameters())
+        # A product with itself makes no array of squares.
+        squares = sum(torch.dot(flat, flat) for flat in map(torch.flatten, self.parameters()))
         named["reg"] = torch.as_tensor(squares) * (self.reg / batch.workers)
         return named
 

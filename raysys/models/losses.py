@@ -28,9 +28,8 @@ def bpr(users: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor) -
     Returns:
         (n,); it falls as the positive's score rises above the negative's.
     """
-    positive_scores = (users * positives).sum(dim=1)  # (n,)
-    negative_scores = (users * negatives).sum(dim=1)  # (n,)
-    return functional.softplus(negative_scores - positive_scores)
+    differences = (users * (negatives - positives)).sum(dim=1)  # (n,)
+    return functional.softplus(differences)
 
 
 def unit_rows(x: torch.Tensor) -> torch.Tensor:
