@@ -140,6 +140,11 @@ class Dense:
         looped = self.ones + torch.eye(len(self.x))
         scale = looped.sum(1).rsqrt()
         looped = scale[:, None] * looped * scale
+        entries = self.ones.nonzero(as_tuple=True)
+        kept = torch.zeros_like(looped)
+        kept[entries] = (torch.rand(len(entries[0]), generator=self.draws) < 0.8).float()
+        kept += torch.diag((torch.rand(len(self.x), generator=self.draws) < 0.8).float())
+        looped = looped * kept
         final = torch.cat([self.x, looped @ self.x, looped @ (looped @ self.x)], dim=1)
         return final, {"bpr": dense_bpr(*self.sides(final))}
 
