@@ -15,8 +15,8 @@ A growth exponent is the slope of log seconds over log edges, by least squares o
    Lists for *all* users are quadratic: `all_users_exponent` is 1 more than that of one user,
    since users grow as edges do. `all_users_seconds` is reckoned from the sample.
 
-`growth_exponent` is the largest of these three. Seconds are of the fastest of a few runs for
-what takes less than RUN_SECONDS, and of a single run for what takes longer. Bytes are the peak
+`growth_exponent` is the largest of these three. Seconds are of the fastest run: as many as fit
+into RUN_SECONDS, at least RUNS for build and lists and one for the epoch. Bytes are the peak
 of resident memory above where the step began, so they hold nothing that was there before; on
 small graphs memory that the allocator kept from before hides them. Linux only.
 
@@ -54,7 +54,7 @@ USER_POWER, ITEM_POWER = 1.5, 3.0
 WIDTH, LAYERS, STEPS, K, SEED = 32, 3, 30, 100, 2023
 #: (user, item) scores of the sampled users, and of one block of them.
 SAMPLE_SCORES, BLOCK_SCORES = 4e8, 2**25
-RUN_SECONDS = 2.0
+RUN_SECONDS, RUNS = 2.0, 3
 
 
 @dataclass
@@ -71,13 +71,13 @@ class Meter:
     def __init__(self) -> None:
         self.peak = 0
 
-    def run(self, work: Callable[[], object]) -> Step:
-        """Repeat `work` until RUN_SECONDS are used up."""
+    def run(self, work: Callable[[], object], runs: int) -> Step:
+        """Repeat `work` until RUN_SECONDS are used up, at least `runs` times."""
         self.note_peak()
         Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew
         before = memory("VmRSS")
         spent: list[float] = []
-        while sum(spent) < RUN_SECONDS:
+        while len(spent) < runs or sum(spent) < RUN_SECONDS:
             start = time.perf_counter()
             work()
             spent.append(time.perf_counter() - start)
@@ -117,19 +117,19 @@ def measure(edges: int, meter: Meter) -> dict[str, Any]:
     """The three steps on a graph of one size."""
     train = power_law_graph(edges, SEED)
     users, items = train.shape
-    build = meter.run(lambda: bipartite_graph(train))
+    build = meter.run(lambda: bipartite_graph(train), RUNS)
 
     chosen = ModelSettings(settings={"width": WIDTH, "layers": LAYERS})
     model = build_model(chosen, bipartite_graph(train), None, SEED)
     settings = TrainSettings(batch_size=-(-edges // STEPS), seed=SEED)
     training = GraphTraining(model, train, None, settings)
-    epoch = meter.run(training.train_epoch)
+    epoch = meter.run(training.train_epoch, 1)
 
     scores = Embeddings.of(model).score_block
     sample = min(users, int(SAMPLE_SCORES / items))
     chosen_users = np.random.default_rng(SEED).choice(users, sample, replace=False)
     block = max(1, BLOCK_SCORES // items)
-    lists = meter.run(lambda: retrieve(scores, chosen_users, train, K, block))
+    lists = meter.run(lambda: retrieve(scores, chosen_users, train, K, block), RUNS)
     per_user = lists.seconds / sample
     return {
         "edges": edges,
