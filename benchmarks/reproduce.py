@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ VALID, TEST, SPLIT_SEED = 0.2, 0.2, 2023
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "itemknn": {"neighbours": (20, 50, 100, 200), "shrink": (0.0, 10.0, 50.0)},
     "ease": {"reg": (20.0, 50.0, 100.0, 200.0, 400.0)},
+    "ease_sparse": {"solver": ("sparse",), "reg": (20.0, 50.0, 100.0), "neighbours": (50, 100)},
     "ease_text": {"reg": (100.0, 200.0, 400.0), "text_weight": (30.0, 100.0, 300.0)},
     "blend": {"weight": tuple(round(step / 10, 1) for step in range(11))},
 }
@@ -86,7 +88,7 @@ class Data:
 class Bench:
     """Fits models once for each seed; a blend asks for its two parts.
 
-    Names: `popularity`; `itemknn`, `ease`, `ease_text`; a backbone, with `_con` or `_gen` for
+    Names: `popularity`; `itemknn`, `ease`, `ease_sparse`, `ease_text`; a backbone, with `_con` or `_gen` for
     RLMRec's aligned row, then `0` for the same with weight 0, or `_shuffled` for the control
     with the texts dealt out anew (also `ease_text_shuffled`); `a+b`: the blend of two of these.
     """
@@ -110,7 +112,7 @@ class Bench:
 
     def _linear(self, name: str) -> tuple[ScoreBlock, str]:
         grid = name.removesuffix("_shuffled")
-        settings = ModelSettings(backbone=grid.removesuffix("_text"))
+        settings = ModelSettings(backbone=grid.partition("_")[0])
         profiles = self._profiles(name) if grid.endswith("_text") else None
         return self._chosen(settings, grid, profiles)
 
@@ -128,7 +130,7 @@ class Bench:
     ) -> tuple[ScoreBlock, str]:
         data = self.data
         best = fit(settings, GRIDS[grid], data.train, data.valid, profiles, scorers)
-        chosen = ", ".join(f"{key} {value:g}" for key, value in best.chosen.items())
+        chosen = ", ".join(f"{key} {value}" for key, value in best.chosen.items())
         return best.model.score_block, f"{chosen}, validation {best.recall:.4f}"
 
     def _graph_model(self, name: str) -> tuple[ScoreBlock, str]:
@@ -178,8 +180,10 @@ def find_dataset(given: str) -> Path:
     )
 
 
-def measure(data: Data, names: list[str], seeds: int, patience: int) -> dict[str, dict[str, Any]]:
-    """Figures of each model: mean over the seeds, and sample deviation where there are several."""
+def measure(
+    data: Data, names: list[str], seeds: int, patience: int
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Figures of each model after each seed: mean over the seeds so far, and sample deviation."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     notes = {}
     for turn in range(seeds):
@@ -191,14 +195,16 @@ def measure(data: Data, names: list[str], seeds: int, patience: int) -> dict[str
             runs[name].append(metrics)
             seconds = time.perf_counter() - start
             print(f"{name} {notes[name]}: {metrics} ({seconds:.0f} s)", file=sys.stderr, flush=True)
-    figures: dict[str, dict[str, Any]] = {}
-    for name, results in runs.items():
-        figures[name] = {"seeds": seeds, "chosen": notes[name]}
-        for key in (RECALL, NDCG):
-            values = np.array([result[key] for result in results])
-            figures[name][key] = round(float(values.mean()), 4)
-            if seeds > 1:
-                figures[name][f"{key}_sd"] = round(float(values.std(ddof=1)), 4)
+        yield {name: _summary(results, notes[name]) for name, results in runs.items()}
+
+
+def _summary(results: list[dict[str, float]], chosen: str) -> dict[str, Any]:
+    figures: dict[str, Any] = {"seeds": len(results), "chosen": chosen}
+    for key in (RECALL, NDCG):
+        values = np.array([result[key] for result in results])
+        figures[key] = round(float(values.mean()), 4)
+        if len(values) > 1:
+            figures[f"{key}_sd"] = round(float(values.std(ddof=1)), 4)
     return figures
 
 
@@ -213,14 +219,16 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help=f"add the figures to {PAGE}")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
+    command = f"python -m benchmarks.reproduce {' '.join(sys.argv[1:])}"
+    figures: dict[str, dict[str, Any]] = {}
     try:
         data = Data(find_dataset(arguments.dataset), arguments.vectors)
-        figures = measure(data, names, arguments.seeds, arguments.patience)
+        for figures in measure(data, names, arguments.seeds, arguments.patience):
+            if arguments.save:
+                record(data.name, command, figures)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    if arguments.save:
-        record(data.name, f"python -m benchmarks.reproduce {' '.join(sys.argv[1:])}", figures)
     print(json.dumps({"benchmark": "reproduce", "dataset": data.name, "figures": figures}))
 
 

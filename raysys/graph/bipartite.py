@@ -128,28 +128,31 @@ def bipartite_graph(train: csr_matrix) -> BipartiteGraph:
     pattern = distinct_pairs(train)
     users, items = pattern.shape
     edges = pattern.nnz
-    # Degrees are taken per edge, so a node without an edge is never divided by.
-    user_degree = np.repeat(np.diff(pattern.indptr), np.diff(pattern.indptr))
-    item_degree = np.bincount(pattern.indices, minlength=items)[pattern.indices]
-    weight = 1.0 / np.sqrt(user_degree.astype(np.float64) * item_degree)
-
-    pattern.data = np.arange(edges, dtype=np.int64)
-    flipped = pattern.T.tocsr()
-    flipped.sort_indices()
-    origin = flipped.data  # (E,) entry of the upper half that each lower entry mirrors
-    reverse = np.empty(2 * edges, dtype=np.int64)
-    reverse[edges:] = origin
-    reverse[origin] = np.arange(edges, 2 * edges)
     # 32-bit indices: MKL converts 64-bit ones anew in every product.
     index = np.int32 if 2 * edges < 2**31 else np.int64
+    pattern.data = np.arange(edges, dtype=index)
+    flipped = pattern.T.tocsr()
+    # flipped.data: the entry of the upper half that each lower entry mirrors.
+    reverse = np.empty(2 * edges, dtype=np.int64)
+    reverse[edges:] = flipped.data
+    reverse[flipped.data] = np.arange(edges, 2 * edges)
+    degrees = np.diff(pattern.indptr), np.diff(flipped.indptr)
+    # A node without an edge has no entry that could read its scale.
+    by_user, by_item = (1.0 / np.sqrt(np.maximum(degree, 1)) for degree in degrees)
+    # Filled half by half: at 10^8 edges each further array of all edges is gigabytes.
+    values = np.empty(2 * edges, dtype=np.float32)
+    values[:edges] = np.repeat(by_user, degrees[0]) * by_item[pattern.indices]
+    values[edges:] = np.repeat(by_item, degrees[1]) * by_user[flipped.indices]
+    columns = np.empty(2 * edges, dtype=index)
+    np.add(pattern.indices, users, out=columns[:edges])
+    columns[edges:] = flipped.indices
     row_starts = np.concatenate([pattern.indptr, edges + flipped.indptr[1:].astype(np.int64)])
-    columns = np.concatenate([pattern.indices + users, flipped.indices])
     graph = BipartiteGraph(
         users=users,
         items=items,
         row_starts=torch.from_numpy(row_starts.astype(index)),
-        columns=torch.from_numpy(columns.astype(index)),
-        values=torch.from_numpy(np.concatenate([weight, weight[origin]]).astype(np.float32)),
+        columns=torch.from_numpy(columns),
+        values=torch.from_numpy(values),
         reverse=torch.from_numpy(reverse),
     )
     with warnings.catch_warnings():
