@@ -88,9 +88,9 @@ class Data:
 class Bench:
     """Fits models once for each seed; a blend asks for its two parts.
 
-    Names: `popularity`; `itemknn`, `ease`, `ease_sparse`, `ease_text`; a backbone, with `_con` or `_gen` for
-    RLMRec's aligned row, then `0` for the same with weight 0, or `_shuffled` for the control
-    with the texts dealt out anew (also `ease_text_shuffled`); `a+b`: the blend of two of these.
+    Names: `popularity`; `itemknn`, `ease`, `ease_sparse`, `ease_text`; a backbone, with `_con` or
+    `_gen` for RLMRec's aligned row, then `0` for the same with weight 0, or `_shuffled` for the
+    control with the texts dealt out anew (also `ease_text_shuffled`); `a+b`: the blend of both.
     """
 
     def __init__(self, data: Data, seed: int, patience: int) -> None:
