@@ -1,0 +1,55 @@
+"""What others read of the benchmarks: the last line, and the exit code of a mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toy_models import write_toy_dataset
+
+ROOT = Path(__file__).parents[1]
+
+
+def reproduce(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.reproduce", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    write_toy_dataset(folder)
+    return folder
+
+
+def test_reproduce_prints_figures_by_model(folder: Path) -> None:
+    # The toy data has no test split of its own, so that the benchmark draws one.
+    import pyarrow.parquet as pq
+
+    path = folder / "interactions.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["split"]), path)
+    done = reproduce("--dataset", str(folder), "--models", "popularity,itemknn,itemknn+popularity")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])["figures"]
+    assert list(figures) == ["popularity", "itemknn", "itemknn+popularity"]
+    for row in figures.values():
+        assert 0 < row["recall@20"] <= 1
+        assert 0 < row["ndcg@20"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dataset", "nowhere"], "no interactions.parquet"),
+        (["--models", "simcgl"], "did you mean 'simgcl'"),
+        (["--models", "sgl_con"], "reads texts: give --vectors"),
+    ],
+)
+def test_mistakes_exit_with_2(folder: Path, words: list[str], told: str) -> None:
+    done = reproduce("--dataset", str(folder), *words)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
