@@ -90,19 +90,7 @@ def version(as_json: Json = False) -> None:
     _print(as_json, {"version": __version__}, [__version__])
 
 
-@app.command()
-def run(
-    config: Config,
-    overrides: Overrides = None,
-    model: Models = None,
-    align: Align = None,
-    as_json: Json = False,
-) -> None:
-    """Run all stages of CONFIG; finished ones are skipped."""
-    _run_stages(config, overrides, None, model, align, as_json)
-
-
-def _stage_command(name: str, stages: tuple[str, ...], text: str) -> None:
+def _stage_command(name: str, stages: tuple[str, ...] | None, text: str) -> None:
     def command(
         config: Config,
         overrides: Overrides = None,
@@ -115,6 +103,7 @@ def _stage_command(name: str, stages: tuple[str, ...], text: str) -> None:
     app.command(name=name, help=text)(command)
 
 
+_stage_command("run", None, "Run all stages of CONFIG; finished ones are skipped.")
 for _name, (_stages, _text) in STAGE_COMMANDS.items():
     _stage_command(_name, _stages, _text)
 
