@@ -39,7 +39,7 @@ Overrides = Annotated[
 Models = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", help="Backbone with RLMRec's settings, instead of the config's models; repeatable."
+        "--model", help="Backbone with RLMRec's settings, not the config's models; repeatable."
     ),
 ]
 Align = Annotated[
