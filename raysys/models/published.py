@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raysys.errors import UserError
-from raysys.models.registry import BACKBONES, ModelSettings
+from raysys.models.registry import BACKBONES, ModelSettings, no_backbone
 from raysys.settings import nearest
 
 #: Backbone → alignment → what differs from the backbone's defaults, and the alignment.
@@ -59,10 +59,7 @@ def published(
         UserError: an unknown name; the known ones are listed.
     """
     if backbone not in BACKBONES:
-        known = ", ".join(BACKBONES)
-        raise UserError(
-            f"no backbone '{backbone}', {nearest(backbone, list(BACKBONES))} All: {known}"
-        )
+        raise UserError(no_backbone(backbone, list(BACKBONES)))
     if alignment not in ALIGNMENTS:
         raise UserError(f"no alignment '{alignment}': {nearest(alignment, ALIGNMENTS)}")
     if alignment == "none":

@@ -58,6 +58,11 @@ LINEAR: dict[str, type[Settings]] = {
 }
 
 
+def no_backbone(name: str, known: Sequence[str]) -> str:
+    """What to say of a name that is none of the known ones."""
+    return f"no backbone '{name}', {nearest(name, known)} All: {', '.join(known)}"
+
+
 class ModelSettings(Settings):
     """Which model: a backbone, its settings, and whether profiles are aligned with it."""
 
@@ -83,9 +88,7 @@ class ModelSettings(Settings):
     def _known(cls, name: str) -> str:
         known = [*BACKBONES, *LINEAR]
         if name not in known:
-            raise ValueError(
-                f"no backbone '{name}', {nearest(name, known)} All: {', '.join(known)}"
-            )
+            raise ValueError(no_backbone(name, known))
         return name
 
     @field_validator("alignment")

@@ -14,7 +14,7 @@ from raysys.schema import TRAIN
 from raysys.stages.context import RunContext, TrainedModelSettings
 from raysys.store import Manifest, StageReport, read_json
 from raysys.text.embeddings import VECTORS_FILE
-from raysys.training.graph_models import train_graph_model
+from raysys.training.graph_models import train_graph_model, user_error
 from raysys.training.jobs import HISTORY_FILE, RESULT_FILE, TrainJob, TrainResult
 from raysys.training.linear_models import train_linear_model
 
@@ -99,8 +99,9 @@ def _fit_on_ray(job: TrainJob, work: Path) -> None:
     try:
         ray.get(fit.remote(job, work))
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
+        mistake = user_error(error)
+        if mistake is not None:
+            raise mistake from None
         raise
 
 

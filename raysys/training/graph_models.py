@@ -82,7 +82,7 @@ def train_graph_model(job: TrainJob, output: Path) -> TrainResult:
             trainer.fit()
         except ray.train.WorkerGroupError as error:
             for failure in error.worker_failures.values():
-                mistake = _user_error(failure)
+                mistake = user_error(failure)
                 if mistake is not None:
                     raise mistake from None
             raise
@@ -210,7 +210,7 @@ def _own_process_group(use_gpu: bool) -> Any:
     return OwnProcessGroup(backend="nccl" if use_gpu else "gloo")
 
 
-def _user_error(error: BaseException) -> UserError | None:
+def user_error(error: BaseException) -> UserError | None:
     """The UserError that a worker's failure was caused by, if one was."""
     seen: BaseException | None = error
     while seen is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ def train_linear_model(job: TrainJob, output: Path) -> TrainResult:
     return result
 
 
+@dataclass(frozen=True)
 class Fitted:
     """The best model of a grid.
 
@@ -69,10 +70,10 @@ class Fitted:
         recall: validation Recall@20; None without a validation split.
     """
 
-    def __init__(
-        self, model: Model, settings: ModelSettings, chosen: dict[str, Any], recall: float | None
-    ) -> None:
-        self.model, self.settings, self.chosen, self.recall = model, settings, chosen, recall
+    model: Model
+    settings: ModelSettings
+    chosen: dict[str, Any]
+    recall: float | None
 
 
 def fit(
