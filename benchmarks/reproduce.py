@@ -89,8 +89,9 @@ class Bench:
     """Fits models once for each seed; a blend asks for its two parts.
 
     Names: `popularity`; `itemknn`, `ease`, `ease_sparse`, `ease_text`; a backbone, with `_con` or
-    `_gen` for RLMRec's aligned row, then `0` for the same with weight 0, or `_shuffled` for the
-    control with the texts dealt out anew (also `ease_text_shuffled`); `a+b`: the blend of both.
+    `_gen` for RLMRec's aligned row (`_sampled`: con with the sampled denominator), then `0` for the
+    same with weight 0, or `_shuffled` for the control with the texts dealt out anew (also
+    `ease_text_shuffled`); `a+b`: the blend of both.
     """
 
     def __init__(self, data: Data, seed: int, patience: int) -> None:
@@ -140,7 +141,11 @@ class Bench:
         kind, weight = rest.removesuffix("_shuffled"), None
         if kind.endswith("0"):
             kind, weight = kind[:-1], 0.0
-        settings = published(backbone, kind or "none", weight=weight)
+        sampled = kind == "sampled"
+        settings = published(backbone, "con" if sampled else kind or "none", weight=weight)
+        if sampled and settings.alignment:
+            alignment = settings.alignment.model_copy(update={"denominator": "sampled"})
+            settings = settings.model_copy(update={"alignment": alignment})
         profiles = self._profiles(name) if settings.alignment else None
         model = build_model(settings, bipartite_graph(data.train), profiles, self.seed)
         train = TrainSettings(seed=self.seed, patience=self.patience)

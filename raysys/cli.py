@@ -49,12 +49,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 
 #: Command → the stages it runs and what it says of itself.
 STAGE_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
-    "profile": (("item_profiles", "user_profiles"), "Let the LLM describe items, then users."),
     "embed": (("embeddings",), "Turn the profiles into vectors, or take your own."),
     "train": (("train",), "Train the models."),
     "evaluate": (("evaluate",), "Measure the models on the test split."),
     "recommend": (("recommend",), "Write top-k lists for all users."),
     "report": (("report",), "Write report.json and report.html."),
+}
+#: The same for the stages that ask a language model, and so can cost money: see `--dry-run`.
+TEXT_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "profile": (("item_profiles", "user_profiles"), "Let the LLM describe items, then users."),
+    "summarize": (("summaries",), "Let the LLM summarise users' histories."),
 }
 
 
@@ -106,6 +110,76 @@ def _stage_command(name: str, stages: tuple[str, ...] | None, text: str) -> None
 _stage_command("run", None, "Run all stages of CONFIG; finished ones are skipped.")
 for _name, (_stages, _text) in STAGE_COMMANDS.items():
     _stage_command(_name, _stages, _text)
+
+
+def _text_command(name: str, stages: tuple[str, ...], text: str) -> None:
+    def command(
+        config: Config,
+        overrides: Overrides = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Say what it would cost, and ask nothing.")
+        ] = False,
+        price_in: Annotated[
+            float, typer.Option(min=0, help="Price of 1M prompt tokens, for --dry-run.")
+        ] = 0.0,
+        price_out: Annotated[
+            float, typer.Option(min=0, help="Price of 1M written tokens, for --dry-run.")
+        ] = 0.0,
+        tokens_per_second: Annotated[
+            float | None,
+            typer.Option(min=0.001, help="Written by the engine; else as last measured."),
+        ] = None,
+        as_json: Json = False,
+    ) -> None:
+        if dry_run:
+            _dry_run(config, overrides, stages, price_in, price_out, tokens_per_second, as_json)
+        else:
+            _run_stages(config, overrides, ("data", *stages), None, None, as_json)
+
+    app.command(name=name, help=text)(command)
+
+
+for _name, (_stages, _text) in TEXT_COMMANDS.items():
+    _text_command(_name, _stages, _text)
+
+
+def _dry_run(
+    config: Path,
+    overrides: list[str] | None,
+    stages: tuple[str, ...],
+    price_in: float,
+    price_out: float,
+    tokens_per_second: float | None,
+    as_json: bool,
+) -> None:
+    from raysys.pipeline import foretell_stages
+    from raysys.settings import load_settings
+    from raysys.stages.context import RunSettings
+
+    settings = load_settings(RunSettings, config, overrides or [])
+    value: dict[str, Any] = {}
+    table = Table("stage", "rows", "calls", "cached", "prompt tokens", "written", "minutes", "cost")
+    for name, report in foretell_stages(settings, stages).items():
+        figures = report.figures
+        prompt, written = figures["prompt_tokens"], figures["generated_tokens"]
+        seconds = figures["seconds"]
+        if tokens_per_second is not None:
+            seconds = written / tokens_per_second
+        known = seconds > 0 or written == 0
+        row = {
+            "rows": report.counts["in"],
+            "calls": int(figures["calls"]),
+            "cached_calls": int(figures["cached_calls"]),
+            "prompt_tokens": int(prompt),
+            "generated_tokens_at_most": int(written),
+            "minutes": round(seconds / 60, 1) if known else None,
+            "cost": round((prompt * price_in + written * price_out) / 1e6, 4),
+        }
+        value[name] = row
+        unknown = "give --tokens-per-second"
+        shown = [unknown if cell is None else f"{cell:,}" for cell in row.values()]
+        table.add_row(name, *shown)
+    _print(as_json, value, table)
 
 
 def _run_stages(

@@ -194,7 +194,7 @@ def connect(settings: ClusterSettings) -> Iterator[Resources]:
                 f"no Ray cluster at '{settings.address}' ({error}). Start one with `ray start` or "
                 "`ray up cluster.yaml`, or set cluster.address=local."
             ) from None
-    _quiet_ray_data()
+    _prepare_ray_data()
     logging.getLogger("ray._private.worker").setLevel(logging.ERROR)
     try:
         yield connected_resources()
@@ -246,11 +246,14 @@ def _quiet_libraries() -> None:
     llm.setLevel(logging.WARNING)
 
 
-def _quiet_ray_data() -> None:
+def _prepare_ray_data() -> None:
     """Our stages draw their own progress; Ray Data's bars and hints would overwrite it."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
+    # It would keep a share of the CPUs for each operator. With the LLM's read task, which waits
+    # for the next round, two CPUs leave none for the last one, and no reply would ever come out.
+    context.op_resource_reservation_enabled = False
     context.enable_progress_bars = False
     context.issue_detectors_config.detectors = []
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from raysys.stages import data, embed, evaluate, profiles, recommend, report, train
 from raysys.stages.context import RunContext, RunSettings
-from raysys.store import Manifest
+from raysys.store import Manifest, StageReport
 
 #: Stage name → what runs it, in order: each reads only folders of the stages above it.
 STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
@@ -19,7 +19,10 @@ STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
     "evaluate": evaluate.run,
     "recommend": recommend.run,
     "report": report.run,
+    "summaries": profiles.run_summaries,
 }
+#: Stages that are run when they are named, and not as part of a whole run.
+ON_DEMAND = ("summaries",)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class StageOutcome:
 
 def stages_of(settings: RunSettings) -> tuple[str, ...]:
     """All stages that a run has, in order: with vectors of its own it writes no profiles."""
-    without = profiles.PROFILE_STAGES if settings.embeddings.own else ()
+    without = (*ON_DEMAND, *(profiles.PROFILE_STAGES if settings.embeddings.own else ()))
     return tuple(name for name in STAGES if name not in without)
 
 
@@ -53,3 +56,13 @@ def run_stages(
             manifest, skipped = STAGES[name](context)
             outcomes[name] = StageOutcome(manifest, skipped)
     return outcomes
+
+
+def foretell_stages(settings: RunSettings, stages: Sequence[str]) -> dict[str, StageReport]:
+    """What the named text stages would ask the LLM; see `raysys.stages.profiles.foretell`.
+
+    The data set is imported where it is not yet.
+    """
+    with RunContext(settings) as context:
+        STAGES["data"](context)
+        return profiles.foretell(context, tuple(stages))

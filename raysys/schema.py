@@ -23,6 +23,12 @@ SPLITS = (TRAIN, VALID, TEST)
 ENTITY_ID = "entity_id"
 SUMMARY = "summarization"
 REASONING = "reasoning"
+#: The reply's fields as JSON; who wrote it: `llm`, `repaired` or `template`; how many items did
+#: not fit into the prompt; calls of the LLM.
+FIELDS, SOURCE, CUT_ITEMS, CALLS = "fields", "source", "cut_items", "calls"
+#: How many interactions a summary has read, and a hash of their items in order.
+ITEMS_READ, HISTORY = "items_read", "history"
+REVIEW = "review"
 PROMPT_TOKENS = "prompt_tokens"
 GENERATED_TOKENS = "generated_tokens"
 REASON = "reason"
@@ -39,15 +45,23 @@ PROFILES_FILE = "profiles.parquet"
 DEAD_LETTER_FILE = "dead_letter.parquet"
 RECOMMENDATIONS_FILE = "recommendations.parquet"
 
-#: One LLM-written profile per row. `summarization` null: the model answered "None".
+#: One profile per row: `summarization` is its text, null where the model answered "None".
 PROFILE_SCHEMA = pa.schema(
     [
         pa.field(ENTITY_ID, pa.string(), nullable=False),
         pa.field(SUMMARY, pa.string()),
         pa.field(REASONING, pa.string()),
+        pa.field(FIELDS, pa.string()),
+        pa.field(SOURCE, pa.string(), nullable=False),
+        pa.field(CUT_ITEMS, pa.int64()),
+        pa.field(CALLS, pa.int64()),
         pa.field(PROMPT_TOKENS, pa.int64()),
         pa.field(GENERATED_TOKENS, pa.int64()),
     ]
+)
+#: One summary of a user's history per row.
+SUMMARY_SCHEMA = PROFILE_SCHEMA.append(pa.field(ITEMS_READ, pa.int64())).append(
+    pa.field(HISTORY, pa.string())
 )
 
 #: Rows that failed, kept with the reason: n_in = n_ok + n_dead_letter.

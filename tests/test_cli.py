@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raysys.cli import STAGE_COMMANDS, main
+from raysys.cli import STAGE_COMMANDS, TEXT_COMMANDS, main
 from raysys.pipeline import STAGES
 from raysys.settings import load_settings
 from raysys.stages.context import RunSettings
@@ -92,10 +92,11 @@ def test_every_shipped_config_is_valid(path):
 
 
 def test_commands_and_jobs_cover_the_stages():
-    covered = [stage for stages, _ in STAGE_COMMANDS.values() for stage in stages]
-    assert ["data", *covered] == list(STAGES)
+    commands = (*TEXT_COMMANDS.values(), *STAGE_COMMANDS.values())
+    covered = [stage for stages, _ in commands for stage in stages]
+    assert sorted(["data", *covered]) == sorted(STAGES)
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
-    assert jobs == {"run", *STAGE_COMMANDS}
+    assert jobs == {"run", *STAGE_COMMANDS, *TEXT_COMMANDS}
 
 
 def test_readme_commands_exist():
@@ -112,3 +113,24 @@ def test_version_matches_the_package(capsys):
     dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
     assert dynamic == ["version"]
     assert list(json.loads(capsys.readouterr().out)) == ["version"]
+
+
+def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(files, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = [
+        *("profile", str(ROOT / "configs" / "own_data.toml"), f"out={out}", "data.k_core=0"),
+        *(f"data.interactions={files / 'inter.csv'}", f"data.items={files / 'items.csv'}"),
+        f"profiles.cache={tmp_path / 'replies.sqlite'}",
+        *("profiles.engine.kind=http", "profiles.engine.cpu_quantization=none"),
+        *("--dry-run", "--price-in", "1", "--price-out", "2", "--tokens-per-second", "10"),
+        "--json",
+    ]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = found["item_profiles"]
+    assert (row["rows"], row["calls"], row["cached_calls"]) == (5, 5, 0)
+    written = row["generated_tokens_at_most"]
+    assert row["cost"] == round((row["prompt_tokens"] + 2 * written) / 1e6, 4)
+    assert row["minutes"] == round(written / 600, 1)
+    assert found["user_profiles"]["rows"] == 4
+    assert not (out / "item_profiles").exists()

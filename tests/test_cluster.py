@@ -14,15 +14,14 @@ from raysys.cluster import (
 )
 from raysys.errors import UserError
 from raysys.text.embeddings import plan_embedding
-from raysys.text.engine import EngineSettings, SamplingSettings, VllmEngine
+from raysys.text.engine import EngineSettings, SamplingSettings
+from raysys.text.engine_vllm import VllmEngine
 
 TWO_CORES = Resources(cpus=2.0, gpus=0.0, memory_gib=16.0)
 
 
 def engine(cluster: ClusterSettings, **settings) -> VllmEngine:
-    return VllmEngine(
-        EngineSettings(**settings), cluster, SamplingSettings(), schema={}, max_tokens=8
-    )
+    return VllmEngine(EngineSettings(**settings), cluster, SamplingSettings())
 
 
 def test_pools_that_take_every_cpu_are_refused_with_the_numbers():

@@ -13,7 +13,6 @@ from raysys.data import columns
 from raysys.data.sources import Source
 from raysys.observe import get_logger
 
-REVIEW = "review"
 #: The names of ours that a `columns` mapping may give (ours -> theirs).
 MAPPABLE = (
     schema.USER_ID,
@@ -23,7 +22,7 @@ MAPPABLE = (
     schema.POSITION,
     schema.SPLIT,
     schema.TITLE,
-    REVIEW,
+    schema.REVIEW,
 )
 #: The words for a split that a file may use.
 SPLIT_WORDS = {
@@ -68,7 +67,7 @@ def interactions_of(
         if theirs is not None:
             found[ours] = convert(source.column(theirs))
             taken.add(theirs)
-    review = source.find(REVIEW, mapping)
+    review = source.find(schema.REVIEW, mapping)
     for name in source.table.column_names:
         values = source.table[name]
         if name == fold:
@@ -81,7 +80,7 @@ def interactions_of(
         else:
             logger.info("%s: column '%s' is not used", source.path, name)
     if review is not None:
-        found[REVIEW] = columns.plain(source.column(review))
+        found[schema.REVIEW] = columns.plain(source.column(review))
     return pa.table(found)
 
 

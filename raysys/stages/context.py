@@ -20,6 +20,7 @@ from raysys.settings import Settings, nearest, parse_settings
 from raysys.store import RunDirectory
 from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
+from raysys.text.summaries import SummarySettings
 from raysys.training.loop import TrainSettings
 
 
@@ -87,6 +88,8 @@ class RunSettings(Settings):
     """Where interactions and items come from, how they are filtered and split."""
     profiles: ProfileSettings = ProfileSettings()
     """Item and user profiles."""
+    summaries: SummarySettings = SummarySettings()
+    """Summaries of users' histories, by `raysys summarize`."""
     embeddings: EmbeddingSettings = EmbeddingSettings()
     """Vectors of the profiles."""
     models: dict[str, TrainedModelSettings] = Field(min_length=1)

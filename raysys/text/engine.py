@@ -1,67 +1,113 @@
-"""The LLM as one protocol: a Ray Data set of chats in, a Ray Data set of replies out.
-
-`vllm` runs vLLM through `ray.data.llm` on the GPUs of the cluster, or on its
-CPUs where there is no GPU.
-"""
+"""The LLM as one protocol: a Ray Data set of chats in, a Ray Data set of replies out."""
 
 from __future__ import annotations
 
-import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysys.assets import model_path
-from raysys.cluster import (
-    SMALL_CPUS,
-    ClusterSettings,
-    Pool,
-    Resources,
-    StagePlan,
-    connected_resources,
-    cores_per,
-    share,
-)
-from raysys.schema import ENTITY_ID, GENERATED_TOKENS, PROMPT_TOKENS
+from raysys.cluster import Resources, StagePlan
+from raysys.errors import UserError
+from raysys.schema import GENERATED_TOKENS, PROMPT_TOKENS
 from raysys.settings import Settings
-from raysys.text.orphans import EXIT_WITH_PARENT
-from raysys.text.quantize import int8_model
+from raysys.store import fingerprint, sha256_file
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-#: Columns of a request row beside `entity_id`.
-MESSAGES = "messages"
-#: Columns of a reply row beside `entity_id` and the token counts; one of the two is empty.
-REPLY = "reply"
-ERROR = "error"
+#: Columns of a request: what it is known by, the chat as JSON, how long a reply may be, and the
+#: JSON schema of the reply.
+KEY, MESSAGES, MAX_TOKENS, SCHEMA = "key", "messages", "max_tokens", "schema"
+#: Columns of a reply beside `key` and the token counts; one of the two is empty.
+REPLY, ERROR = "reply", "error"
+REQUEST_SCHEMA = pa.schema(
+    [(KEY, pa.string()), (MESSAGES, pa.string()), (MAX_TOKENS, pa.int64()), (SCHEMA, pa.string())]
+)
+REPLY_SCHEMA = pa.schema(
+    [
+        (KEY, pa.string()),
+        (REPLY, pa.string()),
+        (ERROR, pa.string()),
+        (PROMPT_TOKENS, pa.int64()),
+        (GENERATED_TOKENS, pa.int64()),
+    ]
+)
+#: Bytes of text for each token where no tokeniser is at hand; English has about four.
+BYTES_PER_TOKEN = 3
+#: Larger files are known by their size, their first and their last bytes.
+_WHOLE_FILE = 1 << 30
+_ENDS = 1 << 20
 
 
-#: Blocks of 128 tokens, the default, would compute most of a shared prompt again; steps of more
-#: tokens than these fall out of the processor's caches and are a tenth slower (measured).
-CPU_ARGUMENTS = {"block_size": 32, "max_num_batched_tokens": 512}
+class HttpSettings(Settings):
+    """An OpenAI-compatible endpoint."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Address up to `/v1`; nothing else is ever called, and no redirect is followed."""
+    api_key_env: str = "RAYSYS_LLM_KEY"
+    """The environment variable that holds the key; a key is never part of a config."""
+    requests_per_second: float = Field(default=10.0, gt=0)
+    """The most requests started in a second."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """For one request."""
+    attempts: int = Field(default=5, ge=1)
+    """Tries for one request: timeouts, 429 and 5xx are tried again after a growing pause."""
+    json_mode: Literal["json_schema", "json_object", "none"] = "json_schema"
+    """What the endpoint can do to keep a reply in form."""
+
+    @model_validator(mode="after")
+    def _is_http(self) -> HttpSettings:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ValueError("http.base_url must start with http:// or https://")
+        return self
 
 
 class EngineSettings(Settings):
     """Which LLM writes the texts, and how it is run."""
 
-    kind: Literal["vllm"] = "vllm"
-    """The engine."""
+    kind: Literal["vllm", "http", "transformers"] = "vllm"
+    """`vllm` on the cluster's GPUs or CPUs; `http`: any OpenAI-compatible endpoint;
+    `transformers`: without vLLM, slower."""
     model: str = "smollm2-135m-instruct"
-    """An asset name, a local folder, or a hub id."""
+    """An asset name, a local folder, or a hub id; for `http` the endpoint's name of it."""
+    revision: str | None = None
+    """Of a hub id: a commit, so that the model cannot change unseen."""
+    tokenizer: str | None = None
+    """For `http`: an asset, folder or hub id to count tokens with; without it they are estimated
+    from the length of the text."""
     max_model_len: int = Field(default=2048, ge=128)
     """Prompt and reply tokens together."""
     max_num_seqs: int = Field(default=128, ge=1)
-    """Sequences decoded together."""
+    """Sequences decoded together; for `http` requests under way."""
     batch_size: int = Field(default=16, ge=1)
     """Rows of one Ray Data block: what a crash can cost is a few of these."""
     kv_cache_gib: float = Field(default=2.0, gt=0)
     """KV cache of one CPU engine; on a GPU vLLM takes what is free."""
+    prefix_caching: bool = True
+    """Whether the shared start of prompts is computed once (`vllm`)."""
     cpu_quantization: Literal["none", "int8"] = "none"
-    """`int8`: a CPU engine computes with 8-bit weights and activations, about 1.5 times as fast."""
+    """`int8`: vLLM on a CPU computes with 8-bit weights and activations, about 1.5 times as
+    fast."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """GPUs that share one engine."""
+    """GPUs that share each layer of one engine."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Groups of GPUs that share the layers of one engine."""
+    http: HttpSettings = HttpSettings()
+    """For `http`."""
+
+
+#: Settings of how an engine is run, which leave what it writes as it is.
+HOW: dict[str, Any] = {
+    **dict.fromkeys(("max_num_seqs", "batch_size", "kv_cache_gib", "prefix_caching"), True),
+    **dict.fromkeys(("tensor_parallel", "pipeline_parallel"), True),
+    "http": {"api_key_env", "requests_per_second", "timeout_s", "attempts"},
+}
 
 
 class SamplingSettings(Settings):
@@ -82,152 +128,64 @@ class Engine(Protocol):
         """The actor pools that `replies` will start."""
         ...
 
+    def identity(self) -> dict[str, Any]:
+        """What decides the reply to a chat: model, precision, sampling. Part of the cache's key."""
+        ...
+
+    def count(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each text, (n,) int64."""
+        ...
+
     def replies(self, requests: Dataset) -> Dataset:
-        """Rows (entity_id, messages) → rows (entity_id, reply, error, token counts)."""
+        """`REQUEST_SCHEMA` → `REPLY_SCHEMA`, in any order; a failed row carries its error."""
         ...
 
 
-class VllmEngine:
-    """vLLM through `ray.data.llm`, with prefix caching and JSON-schema decoding."""
+class Tokens:
+    """Counts tokens with a model's tokeniser."""
 
-    def __init__(
-        self,
-        settings: EngineSettings,
-        cluster: ClusterSettings,
-        sampling: SamplingSettings,
-        *,
-        schema: dict[str, Any],
-        max_tokens: int,
-    ) -> None:
-        self._settings, self._cluster = settings, cluster
-        self.sampling_parameters = {
-            **sampling.model_dump(),
-            "max_tokens": max_tokens,
-            # As a string: a nested dict does not survive the trip through Arrow.
-            "structured_outputs": {"json": json.dumps(schema)},
-        }
+    def __init__(self, model: str, revision: str | None = None) -> None:
+        self._model, self._revision = model, revision
+        self._tokenizer: Any = None
 
-    def plan(self, stage: str, have: Resources) -> StagePlan:
-        """Engines take the GPUs, or an equal share of the CPUs where there are none."""
-        settings, replicas = self._settings, self._cluster.engine_replicas
-        if have.gpus:
-            engine = Pool("engine", replicas, 1.0, gpus=settings.tensor_parallel)
-        else:
-            cpus = share(have, replicas, reserved=SMALL_CPUS)
-            # Measured: weights, runtime and compiled grammars take about 2 GiB beside the cache.
-            engine = Pool("engine", replicas, cpus, memory_gib=settings.kv_cache_gib + 2)
-        return StagePlan(stage, (engine, Pool("chat template", 1, SMALL_CPUS)))
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """(n,) int64."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
 
-    def replies(self, requests: Dataset) -> Dataset:
-        """See `Engine.replies`; rows that fail carry the reason in `error`."""
-        from ray.data.llm import (
-            ChatTemplateStageConfig,
-            build_processor,
-            vLLMEngineProcessorConfig,
-        )
-
-        engine = self.plan("", connected_resources()).pools[0]
-        settings = self._settings
-        on_gpu = engine.gpus > 0
-        config = vLLMEngineProcessorConfig(
-            model_source=self.model(on_gpu),
-            engine_kwargs=self.arguments(on_gpu),
-            concurrency=(engine.actors, engine.actors),
-            batch_size=settings.batch_size,
-            # Twice what the engine decodes at once: it never waits for Ray Data.
-            max_concurrent_batches=max(2, 2 * settings.max_num_seqs // settings.batch_size),
-            runtime_env={"env_vars": self.environment(on_gpu)},
-            placement_group_config={
-                "bundles": [{"CPU": engine.cpus, **({"GPU": 1} if on_gpu else {})}]
-                * settings.tensor_parallel
-            },
-            should_continue_on_error=True,
-            log_engine_metrics=False,
-            chat_template_stage=ChatTemplateStageConfig(num_cpus=SMALL_CPUS, concurrency=1),
-            # vLLM tokenises and detokenises itself; two more actor pools would only cost memory.
-            tokenize_stage=False,
-            detokenize_stage=False,
-        )
-        sampling = self.sampling_parameters
-
-        def request(row: dict[str, Any]) -> dict[str, Any]:
-            return {
-                ENTITY_ID: row[ENTITY_ID],
-                "messages": json.loads(row[MESSAGES]),
-                "sampling_params": sampling,
-            }
-
-        small: dict[str, Any] = {"num_cpus": SMALL_CPUS}
-        processor = build_processor(
-            config,
-            preprocess=request,
-            postprocess=_reply_row,
-            preprocess_map_kwargs=small,
-            postprocess_map_kwargs=small,
-        )
-        return processor(requests).map_batches(
-            _reply_columns, batch_format="pyarrow", batch_size=None, num_cpus=SMALL_CPUS
-        )
-
-    def model(self, on_gpu: bool) -> str:
-        """The folder or hub id that vLLM loads."""
-        path = model_path(self._settings.model)
-        return path if on_gpu or self._settings.cpu_quantization == "none" else int8_model(path)
-
-    def arguments(self, on_gpu: bool) -> dict[str, Any]:
-        """What vLLM is started with, beside the model."""
-        from raysys.models.align import fast_bfloat16
-
-        settings = self._settings
-        return {
-            "max_model_len": settings.max_model_len,
-            "max_num_seqs": settings.max_num_seqs,
-            "dtype": "bfloat16" if on_gpu or fast_bfloat16() else "float32",
-            "enable_prefix_caching": True,
-            **({} if on_gpu else CPU_ARGUMENTS),
-            "distributed_executor_backend": "uni" if settings.tensor_parallel == 1 else "ray",
-            "tensor_parallel_size": settings.tensor_parallel,
-            # On CPU there is nothing to capture; compiling would only delay the start.
-            "enforce_eager": not on_gpu,
-            # Free whitespace between JSON tokens lets a small model write blanks for ever.
-            "structured_outputs_config": {
-                "backend": "xgrammar",
-                "disable_any_whitespace": True,
-            },
-            "disable_log_stats": True,
-        }
-
-    def environment(self, on_gpu: bool) -> dict[str, str]:
-        """Environment variables of the engine's process."""
-        environment = {EXIT_WITH_PARENT: "1"}
-        if on_gpu:
-            return environment
-        threads = cores_per(self._cluster.engine_replicas)
-        environment |= {
-            "VLLM_CPU_KVCACHE_SPACE": f"{max(1, round(self._settings.kv_cache_gib))}",
-            "OMP_NUM_THREADS": str(threads),
-            # Split by the load of the batch, attention would round differently each time.
-            "VLLM_CPU_ATTN_SPLIT_KV": "0",
-        }
-        if self._cluster.engine_replicas == 1:
-            # Without it vLLM leaves one core unused.
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{threads - 1}"
-        return environment
+            # Long texts are what we count, no reason for a warning.
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                model_path(self._model), revision=self._revision, model_max_length=1 << 40
+            )
+        if not texts:
+            return np.zeros(0, np.int64)
+        found = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return np.array([len(ids) for ids in found], np.int64)
 
 
-def _reply_row(row: dict[str, Any]) -> dict[str, Any]:
-    """Keep what we store of a good row; rows with an inference error bypass this."""
-    kept = (ENTITY_ID, "generated_text", "num_input_tokens", "num_generated_tokens")
-    return {name: row[name] for name in kept}
+def estimated_tokens(texts: Sequence[str]) -> np.ndarray:
+    """Tokens of each text as its length suggests, rounded up; (n,) int64."""
+    return np.array([-(-len(text.encode()) // BYTES_PER_TOKEN) for text in texts], np.int64)
 
 
-def _reply_columns(batch: pa.Table) -> pa.Table:
-    """One set of columns for good and failed rows; the engine's own columns differ."""
-    columns = {
-        ENTITY_ID: batch[ENTITY_ID].cast(pa.string()),
-        REPLY: batch["generated_text"].cast(pa.string()).fill_null(""),
-        ERROR: batch["__inference_error__"].cast(pa.string()).fill_null(""),
-        PROMPT_TOKENS: batch["num_input_tokens"].cast(pa.int64()).fill_null(0),
-        GENERATED_TOKENS: batch["num_generated_tokens"].cast(pa.int64()).fill_null(0),
+def model_identity(model: str, revision: str | None) -> dict[str, Any]:
+    """A local model by the content of its files, one of a hub by its name and revision."""
+    path = Path(model_path(model))
+    if not path.is_dir():
+        return {"model": model, "revision": revision}
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0] != ".")
+    if not files:
+        raise UserError(f"engine.model: {path} is an empty folder.")
+    return {
+        "content": fingerprint({file.relative_to(path).as_posix(): _mark(file) for file in files})
     }
-    return pa.table(columns)
+
+
+def _mark(file: Path) -> list[Any]:
+    size = file.stat().st_size
+    if size <= _WHOLE_FILE:
+        return [size, sha256_file(file)]
+    with file.open("rb") as opened:
+        first = opened.read(_ENDS)
+        opened.seek(-_ENDS, os.SEEK_END)
+        return [size, fingerprint([first.hex(), opened.read().hex()])]

@@ -1,144 +1,317 @@
-"""Run an engine over many requests, resumably: the one loop behind every LLM stage.
+"""Ask an engine round after round, resumably: the one loop behind every LLM stage.
 
-Replies are written as they finish, a part file for each block, by temporary
-file and rename. After a crash the parts tell which rows are done, and only the
-others are asked again.
+An engine takes half a minute to start, and a conversation needs it several times: so one Ray Data
+execution serves all rounds of a stage. Its source is a folder of request files, which its read
+tasks take in turn and wait for; replies come back to this process as they are finished, and are
+on disk, in the cache, before the next are taken. After a crash the cache knows what is done.
 """
 
 from __future__ import annotations
 
-import threading
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from raysys.cluster import SMALL_CPUS, Resources, preflight
+from raysys.cluster import Resources, StagePlan, preflight
 from raysys.observe import get_logger, progress
-from raysys.schema import ENTITY_ID, GENERATED_TOKENS, PROMPT_TOKENS
-from raysys.store import read_table, write_table
-from raysys.text.engine import ERROR, MESSAGES, REPLY, Engine
+from raysys.schema import GENERATED_TOKENS, PROMPT_TOKENS
+from raysys.store import fingerprint, read_table, write_table
+from raysys.text.cache import Reply, ReplyCache
+from raysys.text.engine import (
+    ERROR,
+    KEY,
+    MAX_TOKENS,
+    MESSAGES,
+    REPLY,
+    REPLY_SCHEMA,
+    REQUEST_SCHEMA,
+    SCHEMA,
+    Engine,
+)
+from raysys.text.prompts import Message
 
 if TYPE_CHECKING:
-    from ray.data import Datasink
+    from ray.data import Dataset
 
-PARTS = "parts"
-REQUEST_SCHEMA = pa.schema([(ENTITY_ID, pa.string()), (MESSAGES, pa.string())])
-REPLY_SCHEMA = pa.schema(
-    [
-        (ENTITY_ID, pa.string()),
-        (REPLY, pa.string()),
-        (ERROR, pa.string()),
-        (PROMPT_TOKENS, pa.int64()),
-        (GENERATED_TOKENS, pa.int64()),
-    ]
-)
-#: Seconds between two looks at the part files for the progress bar.
-POLL_S = 2.0
+FEED = "feed"
+#: Read tasks of one execution: each waits for one file of requests. When all are used, or the
+#: engine has failed, the next round starts another execution, and with it the engine anew.
+_LEAST_BLOCKS, _MOST_BLOCKS = 500, 20_000
+#: CPUs of the read task that waits, and how often it looks.
+_FEED_CPUS, _LOOK_S = 0.05, 0.02
+#: A rate is remembered from so many replies on: before, the start of the engine counts too much.
+_ENOUGH_FOR_A_RATE = 200
+#: How often a request that failed in the engine is asked in all.
+ATTEMPTS = 2
 logger = get_logger(__name__)
 
 
-def generate(
-    requests: pa.Table,
-    engine: Engine,
-    output: Path,
-    *,
-    stage: str,
-    have: Resources,
-    block_rows: int,
-) -> pa.Table:
-    """Ask the engine for every request that has no reply yet.
+@dataclass(frozen=True)
+class Request:
+    """A chat, how many tokens its reply may have, and the JSON schema of the reply."""
+
+    messages: list[Message]
+    max_tokens: int
+    schema: str
+
+
+@dataclass
+class Counters:
+    """What a stage has asked so far; tokens are those of replies that were not cached."""
+
+    asked: int = 0
+    cached: int = 0
+    generated: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: float = field(default=0.0)
+
+
+def request_key(identity: dict[str, Any], request: Request) -> str:
+    """What a reply is cached by: the engine's identity and all that it is asked."""
+    return fingerprint([identity, request.messages, request.max_tokens, json.loads(request.schema)])
+
+
+class DryRun:
+    """Asks nothing: every reply is the longest one allowed, so that cost can be foretold.
+
+    It counts what `Generation` would ask: calls that are not cached, and their tokens at most.
+    """
+
+    def __init__(self, engine: Engine, cache: ReplyCache, longest: str) -> None:
+        self.engine, self._cache, self._longest = engine, cache, longest
+        self._identity = engine.identity()
+        self.counters = Counters()
+
+    def ask(self, requests: Sequence[Request], label: str = "") -> list[Reply]:
+        """A made-up reply for each request that is not cached."""
+        keys = [request_key(self._identity, request) for request in requests]
+        found = self._cache.get(list(dict.fromkeys(keys)))
+        texts: dict[str, str] = {}
+        for key, request in zip(keys, requests, strict=True):
+            if key not in found:
+                texts[key] = "\n".join(message["content"] for message in request.messages)
+        counters = self.counters
+        counters.asked += len(keys)
+        counters.cached += sum(key in found for key in keys)
+        counters.generated += len(texts)
+        counters.prompt_tokens += int(self.engine.count(list(texts.values())).sum())
+        counters.generated_tokens += len(texts) * int(self.engine.count([self._longest])[0])
+        rate = self._cache.rate(fingerprint(self._identity))
+        if rate:
+            counters.seconds = counters.generated_tokens / rate
+        return [found.get(key, Reply(self._longest)) for key in keys]
+
+
+class Generation:
+    """An engine at work for one stage; starts it with the first reply that is not cached.
 
     Args:
-        requests: `REQUEST_SCHEMA`; `messages` is the chat as JSON. Ids are unique.
         engine: writes the replies.
-        output: work folder; parts from an earlier, interrupted call are used.
+        cache: where they are kept.
+        folder: work folder on this machine.
         stage: name for logs and for the preflight.
         have: the cluster's resources.
-        block_rows: rows of one part file.
-
-    Returns:
-        `REPLY_SCHEMA`, one row for each request, in the order of the requests.
-
-    Raises:
-        UserError: the cluster cannot run the engine's plan.
-        RuntimeError: the engine finished and some requests have no reply.
+        block_rows: requests of one block; what a crash can cost is a few of these.
     """
+
+    def __init__(
+        self,
+        engine: Engine,
+        cache: ReplyCache,
+        folder: Path,
+        *,
+        stage: str,
+        have: Resources,
+        block_rows: int,
+    ) -> None:
+        self._engine, self._cache, self._stage = engine, cache, stage
+        self._feed, self._have, self._block_rows = folder / FEED, have, block_rows
+        self._identity = engine.identity()
+        self.counters = Counters()
+        self._replies: Iterator[pa.Table] | None = None
+        self._dataset: Dataset | None = None
+        self._written = self._room = 0
+
+    def __enter__(self) -> Self:
+        preflight(self._plan(), self._have)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine."""
+        return self._engine
+
+    def _plan(self) -> StagePlan:
+        return self._engine.plan(self._stage, self._have)
+
+    def ask(self, requests: Sequence[Request], label: str = "") -> list[Reply]:
+        """The reply to each request, in order; equal requests are asked once.
+
+        A request that fails in the engine is asked again once; then its reply has an `error`.
+        """
+        keys = [request_key(self._identity, request) for request in requests]
+        wanted = dict(zip(keys, requests, strict=True))
+        found = self._cache.get(list(wanted))
+        missing = {key: wanted[key] for key in wanted if key not in found}
+        self.counters.asked += len(keys)
+        self.counters.cached += sum(key in found for key in keys)
+        if missing:
+            if len(found):
+                logger.info(
+                    "%s: %d of %d replies found", self._stage, len(found), len(found) + len(missing)
+                )
+            found |= self._generate(missing, f"{self._stage} {label}".strip())
+        return [found[key] for key in keys]
+
+    def _generate(self, missing: dict[str, Request], label: str) -> dict[str, Reply]:
+        found: dict[str, Reply] = {}
+        start = time.monotonic()
+        with progress(label, len(missing)) as tracker:
+            for _ in range(ATTEMPTS):
+                left = {
+                    key: request
+                    for key, request in missing.items()
+                    if key not in found or found[key].error
+                }
+                if not left:
+                    break
+                for key, reply in self._round(left):
+                    found[key] = reply
+                    tracker.update(len(found))
+        counters = self.counters
+        counters.seconds += time.monotonic() - start
+        counters.generated += len(found)
+        counters.failed += sum(bool(reply.error) for reply in found.values())
+        counters.prompt_tokens += sum(reply.prompt_tokens for reply in found.values())
+        counters.generated_tokens += sum(reply.generated_tokens for reply in found.values())
+        if counters.generated >= _ENOUGH_FOR_A_RATE:
+            rate = counters.generated_tokens / max(counters.seconds, 1e-9)
+            self._cache.keep_rate(fingerprint(self._identity), rate)
+        if len(found) < len(missing):
+            raise RuntimeError(f"{label}: {len(missing) - len(found)} requests were not answered")
+        return found
+
+    def _round(self, requests: dict[str, Request]) -> Iterator[tuple[str, Reply]]:
+        """Ask once; what comes back is cached before it is yielded."""
+        blocks = _blocks(requests, self._block_rows)
+        while blocks:
+            if self._replies is None or self._written == self._room:
+                self._start(len(blocks))
+            part, blocks = (
+                blocks[: self._room - self._written],
+                blocks[self._room - self._written :],
+            )
+            open_keys = {key for block in part for key in block[KEY].to_pylist() if key}
+            for block in part:
+                write_table(self._feed / f"{self._written}.parquet", block)
+                self._written += 1
+            yield from self._collect(open_keys)
+
+    def _collect(self, open_keys: set[str]) -> Iterator[tuple[str, Reply]]:
+        while open_keys:
+            assert self._replies is not None
+            table = next(self._replies, None)
+            if table is None:
+                raise RuntimeError(f"{self._stage}: the engine left {len(open_keys)} unanswered")
+            rows = [
+                (
+                    row[KEY],
+                    Reply(row[REPLY], row[ERROR], row[PROMPT_TOKENS], row[GENERATED_TOKENS]),
+                )
+                for row in table.select(REPLY_SCHEMA.names).cast(REPLY_SCHEMA).to_pylist()
+                # A block that Ray ran twice comes twice: the first one counts.
+                if row[KEY] in open_keys
+            ]
+            self._cache.put((key, reply) for key, reply in rows if not reply.error)
+            open_keys -= {key for key, _ in rows}
+            yield from rows
+
+    def _start(self, blocks: int) -> None:
+        """Start an execution with room for so many blocks, and for the rounds that may follow."""
+        self._stop()
+        self._feed.mkdir(parents=True)
+        self._written = 0
+        self._room = min(_MOST_BLOCKS, _LEAST_BLOCKS + 4 * blocks)
+        self._dataset = self._engine.replies(_feed(self._feed, self._room))
+        self._replies = iter(
+            self._dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
+        )
+
+    def _stop(self) -> None:
+        """Ray Data ends an execution when nobody holds its iterator any more."""
+        self._replies = self._dataset = None
+        shutil.rmtree(self._feed, ignore_errors=True)
+
+
+def _blocks(requests: dict[str, Request], rows: int) -> list[pa.Table]:
+    """Blocks of exactly `rows` requests: Ray Data would wait for ever for the rest of a block.
+
+    The last one is filled up with requests for a single token, whose key is empty.
+    """
+    columns = [
+        {
+            KEY: key,
+            MESSAGES: json.dumps(request.messages),
+            MAX_TOKENS: request.max_tokens,
+            SCHEMA: request.schema,
+        }
+        for key, request in requests.items()
+    ]
+    filler = {**columns[-1], KEY: "", MAX_TOKENS: 1}
+    columns += [filler] * (-len(columns) % rows)
+    table = pa.Table.from_pylist(columns, schema=REQUEST_SCHEMA)
+    return [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
+
+
+def _feed(folder: Path, blocks: int) -> Dataset:
+    """The requests of `folder` as they appear there, as a data set of `blocks` blocks."""
     import ray.data
+    from ray.data import Datasource, ReadTask
+    from ray.data.block import BlockMetadata
 
-    preflight(engine.plan(stage, have), have)
-    parts = output / PARTS
-    parts.mkdir(exist_ok=True)
-    done = _read_parts(parts)
-    missing = _without(requests, done[ENTITY_ID])
-    if done.num_rows:
-        logger.info("%s: %d of %d replies found", stage, done.num_rows, requests.num_rows)
-    if missing.num_rows:
-        blocks = [
-            missing.slice(start, block_rows) for start in range(0, missing.num_rows, block_rows)
-        ]
-        replies = engine.replies(ray.data.from_arrow(blocks))
-        with _watch(parts, stage, requests.num_rows):
-            replies.write_datasink(_part_sink(parts), ray_remote_args={"num_cpus": SMALL_CPUS})
-        done = _read_parts(parts)
-    order = pc.index_in(requests[ENTITY_ID], value_set=done[ENTITY_ID])
-    if order.null_count:
-        raise RuntimeError(f"{stage}: the engine left {order.null_count} requests unanswered")
-    return done.take(order)
+    def read(number: int) -> Iterator[pa.Table]:
+        path = folder / f"{number}.parquet"
+        while not path.exists():
+            time.sleep(_LOOK_S)
+        yield read_table(path)
 
+    class Feed(Datasource):
+        """One read task a file, in the order of their numbers."""
 
-def _without(requests: pa.Table, done: pa.ChunkedArray) -> pa.Table:
-    return requests.filter(pc.invert(pc.is_in(requests[ENTITY_ID], value_set=done)))
+        @property
+        def supports_distributed_reads(self) -> bool:
+            """The files are on the driver's machine."""
+            return False
 
+        def estimate_inmemory_data_size(self) -> int | None:
+            """Not known before they are written."""
+            return None
 
-def _read_parts(parts: Path) -> pa.Table:
-    """All replies so far. A block that Ray ran twice leaves two parts: the first one counts."""
-    tables = [read_table(path) for path in sorted(parts.glob("*.parquet"))]
-    table = pa.concat_tables([REPLY_SCHEMA.empty_table(), *tables])
-    first = pc.index_in(pc.unique(table[ENTITY_ID]), value_set=table[ENTITY_ID])
-    return table.take(first)
+        def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+            """As many as there may be files."""
+            unknown = BlockMetadata(None, None, None, None)
+            return [ReadTask(partial(read, number), unknown) for number in range(blocks)]
 
-
-def _part_sink(parts: Path) -> Datasink[Any]:
-    from ray.data import Datasink
-    from ray.data.block import Block, BlockAccessor
-
-    class PartSink(Datasink[None]):
-        """Writes each block as one part file, whole or not at all."""
-
-        def write(self, blocks: Iterable[Block], ctx: Any) -> None:
-            for block in blocks:
-                table = BlockAccessor.for_block(block).to_arrow()
-                if table.num_rows:
-                    rows = table.select(REPLY_SCHEMA.names).cast(REPLY_SCHEMA)
-                    write_table(parts / f"{uuid.uuid4().hex}.parquet", rows)
-
-    return PartSink()
-
-
-@contextmanager
-def _watch(parts: Path, label: str, total: int) -> Iterator[None]:
-    """Show progress from the part files, which exist wherever the writers run."""
-    stop = threading.Event()
-
-    def run() -> None:
-        rows: dict[Path, int] = {}
-        with progress(label, total) as tracker:
-            while not stop.wait(POLL_S):
-                for path in parts.glob("*.parquet"):
-                    if path not in rows:
-                        rows[path] = pq.read_metadata(path).num_rows
-                tracker.update(sum(rows.values()))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    feed = Feed()  # type: ignore[no-untyped-call]
+    dataset: Dataset = ray.data.read_datasource(
+        feed, override_num_blocks=blocks, num_cpus=_FEED_CPUS, concurrency=1
+    )
+    return dataset

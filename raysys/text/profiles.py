@@ -1,17 +1,14 @@
-"""The profile stages: an LLM describes every item, then every user (RLMRec §3.2).
+"""The profile stages: an LLM describes every item, then every user, from *train* alone.
 
-Users are described from their *train* interactions only, through the profiles
-of the items they chose.
+`rlmrec`: RLMRec §3.2, one question each. `unified` and `integrated`: End-to-End Personalization
+§2.1, where a user's profile is refined in a conversation; see `raysys.text.conversation`.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,99 +17,71 @@ from pydantic import Field, model_validator
 
 from raysys.cluster import ClusterSettings, Resources
 from raysys.data.dataset import Dataset
-from raysys.errors import UserError
-from raysys.schema import (
-    DEAD_LETTER_FILE,
-    DEAD_LETTER_SCHEMA,
-    DETAIL,
-    ENTITY_ID,
-    GENERATED_TOKENS,
-    ITEM_ID,
-    PROFILE_SCHEMA,
-    PROFILES_FILE,
-    PROMPT_TOKENS,
-    REASON,
-    REASONING,
-    SUMMARY,
-    TITLE,
-    TRAIN,
+from raysys.schema import ENTITY_ID, FIELDS, PROFILES_FILE, SUMMARY, TITLE
+from raysys.store import StageReport, read_table
+from raysys.text.conversation import Evidence, converse, markdown
+from raysys.text.evidence import (
+    describe_items,
+    item_reviews,
+    liked_and_disliked,
+    reviews_of,
+    sample_per_row,
+    train_rows,
 )
-from raysys.settings import Settings, nearest
-from raysys.store import StageReport, read_table, write_table
-from raysys.text.engine import ERROR, REPLY, EngineSettings, SamplingSettings, VllmEngine
-from raysys.text.generation import PARTS, REQUEST_SCHEMA, generate
-from raysys.text.prompts import Message, item_messages, user_messages
-from raysys.text.structured import Rejected, is_none, parse_profile, profile_schema
+from raysys.text.prompts import Prompt, Prompts, Shown, load_prompts
+from raysys.text.stage import Text, TextSettings, publish, writing
+from raysys.text.structured import Fields, Rejected
+from raysys.text.writing import Written
 
-DESCRIPTION = "description"
-#: JSON punctuation, keys and tokens that break off badly: slack beside the words of a reply.
-REPLY_SLACK_TOKENS = 32
-#: Tokens that a word of English takes with the tokenisers of small models, rounded up.
-TOKENS_PER_WORD = 2
+NO_EVIDENCE = Rejected("no_evidence", "nothing in train says anything of this user")
 
 
-class KnownItem(Settings):
-    """What an example shows of an item."""
-
-    title: str
-    """Its title."""
-    description: str
-    """Its description."""
-
-
-class Example(Settings):
-    """A solved case that the LLM sees before each question."""
-
-    items: tuple[KnownItem, ...] = Field(min_length=1)
-    """The item; for a user, the items that the user chose."""
-    summarization: str
-    """The summarization that a good answer gives."""
-    reasoning: str = ""
-    """Its reasoning, needed where `reasoning_words` is above 0."""
-
-
-class ProfileSettings(Settings):
+class ProfileSettings(TextSettings):
     """What the LLM is asked and how long it may answer. Defaults: RLMRec's prompts."""
 
-    noun: str = Field(default="item", min_length=1)
-    """What an item is called in the prompts: `movie`, `book`, …"""
+    method: Literal["rlmrec", "unified", "integrated"] = "rlmrec"
+    """`rlmrec`: what kind of users, what kind of items. `unified`: Overview, Attributes,
+    Description, Dislikes for both. `integrated`: the same evidence as `unified`, one free text."""
     item_words: int = Field(default=200, ge=5, le=500)
-    """Longest item summarization."""
+    """Longest item profile."""
     user_words: int = Field(default=100, ge=5, le=500)
-    """Longest user summarization."""
+    """Longest user profile."""
     reasoning_words: int = Field(default=200, ge=0, le=500)
-    """Longest reasoning; 0 does not ask for one. Reasoning is stored, never embedded."""
+    """Longest reasoning (`rlmrec`); 0 does not ask for one. It is stored, never embedded."""
     description_columns: tuple[str, ...] = ()
-    """Item columns shown to the LLM; empty: all beside id and title."""
+    """Item columns shown to the LLM; empty: the description, or all beside id and title."""
     description_characters: int = Field(default=1000, ge=20)
     """Longer descriptions are cut."""
+    reviews_per_item: int = Field(default=3, ge=0)
+    """Train reviews, drawn by seed, shown for an item that has no description of its own."""
+    review_characters: int = Field(default=300, ge=20)
+    """Longer reviews are cut."""
     items_per_user: int = Field(default=10, ge=1)
-    """Train interactions shown for a user, drawn at random by seed."""
-    seed: int = 2023
-    """Draws the interactions shown."""
-    item_examples: tuple[Example, ...] = ()
-    """Solved items, one item each. The paper has none; models below 1B parameters need them."""
-    user_examples: tuple[Example, ...] = ()
-    """Solved users."""
-    engine: EngineSettings = EngineSettings()
-    """The LLM."""
-    sampling: SamplingSettings = SamplingSettings()
-    """How it decodes."""
+    """Train interactions shown for a user, drawn by seed (`rlmrec`)."""
+    liked_items: int = Field(default=10, ge=1)
+    """Items shown that the user liked (`unified`, `integrated`)."""
+    disliked_items: int = Field(default=10, ge=0)
+    """Items shown that the user disliked."""
+    items_per_turn: int = Field(default=5, ge=1)
+    """How many of them in one turn of the conversation."""
+    evidence: Literal["latest", "extreme"] = "latest"
+    """Which ones: the latest (the released code), or the highest and lowest rated (the paper)."""
+    liked_from: float = 4.0
+    """Ratings from here on are likes; without ratings everything is."""
+    disliked_to: float = 2.0
+    """Ratings up to here are dislikes."""
 
     @model_validator(mode="after")
-    def _examples_are_complete(self) -> ProfileSettings:
-        if any(len(example.items) != 1 for example in self.item_examples):
-            raise ValueError("each of item_examples shows exactly one item")
-        if self.reasoning_words and not all(
-            example.reasoning for example in (*self.item_examples, *self.user_examples)
-        ):
-            raise ValueError("examples need `reasoning` where reasoning_words is above 0")
+    def _likes_above_dislikes(self) -> ProfileSettings:
+        if self.liked_from <= self.disliked_to:
+            raise ValueError("liked_from must be above disliked_to")
         return self
 
-    def answer(self, example: Example) -> dict[str, str]:
-        """The reply that an example shows."""
-        reply = {"summarization": example.summarization}
-        return reply | ({"reasoning": example.reasoning} if self.reasoning_words else {})
+    def prompts(self, kind: Literal["item", "user"]) -> Prompts:
+        """The prompts for items or users."""
+        words = self.item_words if kind == "item" else self.user_words
+        reasoning = self.reasoning_words if self.method == "rlmrec" else 0
+        return load_prompts(self.method, self.domain, words, reasoning, examples=self.examples)
 
 
 def profile_items(
@@ -121,11 +90,18 @@ def profile_items(
     have: Resources,
     dataset: Dataset,
     output: Path,
+    *,
+    dry: bool = False,
 ) -> StageReport:
     """Write a profile for every item into `output`: rows in = profiles + dead letters."""
-    requests = item_requests(settings, dataset)
-    engine = profile_engine(settings, cluster, settings.item_words)
-    return _profile("item_profiles", requests, engine, settings, have, output)
+    prompts = settings.prompts("item")
+    asked = item_prompts(settings, prompts, dataset)
+    with writing("item_profiles", settings, prompts, cluster, have, output, dry=dry) as writer:
+        written = writer.write(asked)
+        results = {name: _text(settings, result) for name, result in written.items()}
+        if settings.on_failure == "template":
+            _fill_items(settings, dataset, results)
+        return publish(output, results, writer)
 
 
 def profile_users(
@@ -135,199 +111,176 @@ def profile_users(
     dataset: Dataset,
     item_profiles: Path,
     output: Path,
+    *,
+    dry: bool = False,
 ) -> StageReport:
     """Write a profile for every user into `output`, from train interactions only.
 
     Args:
         item_profiles: the published folder of the item profile stage.
     """
-    summaries = summaries_in_order(item_profiles, dataset.item_ids)
-    requests = user_requests(settings, dataset, summaries)
-    engine = profile_engine(settings, cluster, settings.user_words)
-    return _profile("user_profiles", requests, engine, settings, have, output)
+    prompts = settings.prompts("user")
+    results: dict[str, Text | Rejected] = dict.fromkeys(dataset.user_ids, NO_EVIDENCE)
+    with writing("user_profiles", settings, prompts, cluster, have, output, dry=dry) as writer:
+        if settings.method == "rlmrec":
+            summaries = summaries_in_order(item_profiles, dataset.item_ids)
+            written = writer.write(user_prompts(settings, prompts, dataset, summaries))
+            results |= {name: _text(settings, result) for name, result in written.items()}
+        else:
+            evidence = user_evidence(settings, dataset, item_profiles)
+            told = converse(writer, prompts, evidence)
+            results |= {
+                name: rounds
+                if isinstance(rounds, Rejected)
+                else Text.of(profile_text(settings.method, rounds[-1].fields), rounds)
+                for name, rounds in told.items()
+            }
+        if settings.on_failure == "template":
+            _fill_users(dataset, results)
+        return publish(output, results, writer)
 
 
-def item_requests(settings: ProfileSettings, dataset: Dataset) -> pa.Table:
-    """What the LLM is asked about each item, as `REQUEST_SCHEMA`."""
+def item_prompts(
+    settings: ProfileSettings, prompts: Prompts, dataset: Dataset
+) -> dict[str, Prompt]:
+    """What the LLM is asked about each item, by item id."""
     titles = dataset.items[TITLE].to_pylist()
-    descriptions = describe_items(dataset.items, settings)
-    examples = [
-        (example.items[0].model_dump(), settings.answer(example))
-        for example in settings.item_examples
-    ]
-    chats = [
-        item_messages(
-            settings.noun,
-            settings.item_words,
-            settings.reasoning_words > 0,
-            {"title": title, "description": description},
-            examples,
-        )
+    descriptions, own = describe_items(
+        dataset.items, settings.description_columns, settings.description_characters
+    )
+    shown: list[dict[str, Any]] = [
+        {TITLE: title, "description": description}
         for title, description in zip(titles, descriptions, strict=True)
     ]
-    return _requests(dataset.item_ids, chats)
+    reviews = reviews_of(dataset, settings.review_characters) if settings.reviews_per_item else None
+    if reviews is not None:
+        drawn = item_reviews(dataset, reviews, settings.reviews_per_item, settings.seed)
+        for item, mine, described in zip(shown, drawn, own, strict=True):
+            if not described:
+                item["reviews"] = mine
+    parts = [] if reviews is None else ["reviews"]
+    return {
+        name: prompts.prompt("item", [item], *parts)
+        for name, item in zip(dataset.item_ids, shown, strict=True)
+    }
 
 
-def user_requests(
-    settings: ProfileSettings, dataset: Dataset, summaries: list[str | None]
-) -> pa.Table:
-    """What the LLM is asked about each user, as `REQUEST_SCHEMA`.
+def user_prompts(
+    settings: ProfileSettings, prompts: Prompts, dataset: Dataset, summaries: list[str | None]
+) -> dict[str, Prompt]:
+    """What the LLM is asked about each user with train interactions, by user id (`rlmrec`).
 
     Args:
-        summaries: the summarization of each item; None where there is no profile.
+        summaries: the profile of each item; None where there is none.
     """
     titles = dataset.items[TITLE].to_pylist()
-    evidence = sample_per_user(
-        *dataset.pairs(TRAIN), len(dataset.user_ids), settings.items_per_user, settings.seed
+    rows = train_rows(dataset)
+    drawn = sample_per_row(
+        dataset.user_rows[rows],
+        rows,
+        len(dataset.user_ids),
+        settings.items_per_user,
+        settings.seed,
     )
-    examples = [
-        ([item.model_dump() for item in example.items], settings.answer(example))
-        for example in settings.user_examples
+    reviews = reviews_of(dataset, settings.review_characters)
+    parts = [] if reviews is None else ["review"]
+
+    def shown(row: int) -> Shown:
+        item = dataset.item_rows[row]
+        known: dict[str, Any] = {TITLE: titles[item], "description": summaries[item]}
+        return known if reviews is None else known | {"review": reviews[row]}
+
+    return {
+        name: prompts.prompt("user", [shown(row) for row in mine], *parts)
+        for name, mine in zip(dataset.user_ids, drawn, strict=True)
+        if len(mine)
+    }
+
+
+def user_evidence(
+    settings: ProfileSettings, dataset: Dataset, item_profiles: Path
+) -> dict[str, Evidence]:
+    """Liked and disliked items of each user who has any, with their profiles, in turns."""
+    titles = dataset.items[TITLE].to_pylist()
+    fields = fields_in_order(item_profiles, dataset.item_ids)
+    liked, disliked = liked_and_disliked(
+        dataset,
+        settings.liked_from,
+        settings.disliked_to,
+        settings.liked_items,
+        settings.disliked_items,
+        extreme=settings.evidence == "extreme",
+    )
+    shown: list[Shown] = [
+        {TITLE: title, **(known or {})} for title, known in zip(titles, fields, strict=True)
     ]
-    chats = [
-        user_messages(
-            settings.noun,
-            settings.user_words,
-            settings.reasoning_words > 0,
-            [{"title": titles[item], "description": summaries[item]} for item in items],
-            examples,
-        )
-        for items in evidence
-    ]
-    return _requests(dataset.user_ids, chats)
+    size = settings.items_per_turn
+
+    def turns(rows: np.ndarray) -> list[list[Shown]]:
+        return [
+            [shown[row] for row in rows[start : start + size]]
+            for start in range(0, len(rows), size)
+        ]
+
+    return {
+        name: Evidence(turns(good), turns(bad))
+        for name, good, bad in zip(dataset.user_ids, liked, disliked, strict=True)
+        if len(good) or len(bad)
+    }
 
 
-def profile_engine(settings: ProfileSettings, cluster: ClusterSettings, words: int) -> VllmEngine:
-    """An engine that writes profiles of at most `words` words, and reasoning where asked for."""
-    return VllmEngine(
-        settings.engine,
-        cluster,
-        settings.sampling,
-        schema=profile_schema(words, settings.reasoning_words),
-        max_tokens=TOKENS_PER_WORD * (words + settings.reasoning_words) + REPLY_SLACK_TOKENS,
-    )
+def profile_text(method: str, fields: Fields) -> str:
+    """The text of a profile, which is what is embedded and shown to other prompts."""
+    if method == "unified":
+        return markdown(fields)
+    text: str = fields["summarization" if method == "rlmrec" else "profile"]
+    return text
 
 
-def describe_items(items: pa.Table, settings: ProfileSettings) -> list[str | None]:
-    """One description an item: its `description`, else `column: value; …` over its columns.
+def summaries_in_order(folder: Path, ids: np.ndarray) -> list[str | None]:
+    """The profile of each id in `ids`; None where there is none."""
+    return _in_order(folder, ids, SUMMARY)
 
-    Raises:
-        UserError: a column of the settings is not there.
-    """
-    skip = {ITEM_ID, TITLE, DESCRIPTION}
-    columns = settings.description_columns or tuple(
-        name for name in items.column_names if name not in skip
-    )
-    for name in columns:
-        if name not in items.column_names:
-            close = nearest(name, items.column_names)
-            raise UserError(f"profiles.description_columns: items have no column '{name}': {close}")
-    own = items[DESCRIPTION].to_pylist() if DESCRIPTION in items.column_names else None
-    rows = items.select(list(columns)).to_pylist()
-    found: list[str | None] = []
-    for row, attributes in enumerate(rows):
-        text = own[row] if own and not settings.description_columns else None
-        if not text:
-            known = {name: value for name, value in attributes.items() if value not in (None, "")}
-            text = "; ".join(f"{name.replace('_', ' ')}: {known[name]}" for name in known)
-        found.append(text[: settings.description_characters] or None)
+
+def fields_in_order(folder: Path, ids: np.ndarray) -> list[Fields | None]:
+    """The fields of the profile of each id in `ids`; None where there is none."""
+    return [json.loads(text) if text else None for text in _in_order(folder, ids, FIELDS)]
+
+
+def _in_order(folder: Path, ids: np.ndarray, column: str) -> list[str | None]:
+    table = read_table(folder / PROFILES_FILE, [ENTITY_ID, column])
+    rows = pc.index_in(pa.array(ids, pa.string()), value_set=table[ENTITY_ID])
+    found: list[str | None] = table[column].take(rows).to_pylist()
     return found
 
 
-def sample_per_user(
-    users: np.ndarray[Any, Any],
-    items: np.ndarray[Any, Any],
-    n_users: int,
-    limit: int,
-    seed: int,
-) -> list[np.ndarray[Any, Any]]:
-    """Draw at most `limit` item rows for each user, without replacement.
-
-    Args:
-        users: (n,) user rows of the interactions, in any order.
-        items: (n,) item rows.
-
-    Returns:
-        `n_users` arrays of item rows; a user without interactions gets an empty one.
-    """
-    shuffled = np.random.default_rng(seed).permutation(len(users))
-    order = shuffled[np.argsort(users[shuffled], kind="stable")]
-    starts = np.searchsorted(users[order], np.arange(n_users + 1))
-    return [items[order[start : min(end, start + limit)]] for start, end in pairwise(starts)]
+def _text(settings: ProfileSettings, result: Written | Rejected) -> Text | Rejected:
+    if isinstance(result, Rejected):
+        return result
+    return Text.of(profile_text(settings.method, result.fields), [result])
 
 
-def summaries_in_order(folder: Path, ids: np.ndarray[Any, Any]) -> list[str | None]:
-    """The summarization of each id in `ids`; None where there is no profile."""
-    table = read_table(folder / PROFILES_FILE, [ENTITY_ID, SUMMARY])
-    rows = pc.index_in(pa.array(ids, pa.string()), value_set=table[ENTITY_ID])
-    summaries: list[str | None] = table[SUMMARY].take(rows).to_pylist()
-    return summaries
-
-
-def _requests(ids: np.ndarray[Any, Any], chats: list[list[Message]]) -> pa.Table:
-    texts = [json.dumps(chat) for chat in chats]
-    return pa.table([pa.array(ids, pa.string()), pa.array(texts, pa.string())], REQUEST_SCHEMA)
-
-
-def _profile(
-    stage: str,
-    requests: pa.Table,
-    engine: VllmEngine,
-    settings: ProfileSettings,
-    have: Resources,
-    output: Path,
-) -> StageReport:
-    """Generate, check and write profiles and dead letters."""
-    replies = generate(
-        requests,
-        engine,
-        output,
-        stage=stage,
-        have=have,
-        block_rows=settings.engine.batch_size,
+def _fill_items(
+    settings: ProfileSettings, dataset: Dataset, results: dict[str, Text | Rejected]
+) -> None:
+    """Give failed items a text of their attributes alone."""
+    titles = dataset.items[TITLE].to_pylist()
+    known, _ = describe_items(
+        dataset.items, settings.description_columns, settings.description_characters
     )
-    profiles, dead = split_replies(replies)
-    write_table(output / PROFILES_FILE, profiles)
-    write_table(output / DEAD_LETTER_FILE, dead)
-    shutil.rmtree(output / PARTS)
-    return StageReport(
-        counts={
-            "in": requests.num_rows,
-            "ok": profiles.num_rows,
-            "dead_letter": dead.num_rows,
-            "null_profiles": profiles[SUMMARY].null_count,
-        },
-        dropped=dict(Counter(dead[REASON].to_pylist())),
-        figures={
-            PROMPT_TOKENS: float(pc.sum(replies[PROMPT_TOKENS]).as_py() or 0),
-            GENERATED_TOKENS: float(pc.sum(replies[GENERATED_TOKENS]).as_py() or 0),
-        },
-    )
+    for name, title, description in zip(dataset.item_ids, titles, known, strict=True):
+        parts = [part for part in (title, description) if part]
+        if isinstance(results[name], Rejected) and parts:
+            results[name] = Text(". ".join(parts), {}, "template")
 
 
-def split_replies(replies: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Parse raw replies into `PROFILE_SCHEMA` and `DEAD_LETTER_SCHEMA` tables."""
-    profiles: list[dict[str, Any]] = []
-    dead: list[dict[str, Any]] = []
-    for row in replies.select(
-        [ENTITY_ID, REPLY, ERROR, PROMPT_TOKENS, GENERATED_TOKENS]
-    ).to_pylist():
-        parsed = (
-            Rejected("engine_error", row[ERROR][:500]) if row[ERROR] else parse_profile(row[REPLY])
-        )
-        if isinstance(parsed, Rejected):
-            dead.append({ENTITY_ID: row[ENTITY_ID], REASON: parsed.reason, DETAIL: parsed.detail})
-            continue
-        profiles.append(
-            {
-                ENTITY_ID: row[ENTITY_ID],
-                SUMMARY: None if is_none(parsed.summarization) else parsed.summarization.strip(),
-                REASONING: parsed.reasoning,
-                PROMPT_TOKENS: row[PROMPT_TOKENS],
-                GENERATED_TOKENS: row[GENERATED_TOKENS],
-            }
-        )
-    return (
-        pa.Table.from_pylist(profiles, schema=PROFILE_SCHEMA),
-        pa.Table.from_pylist(dead, schema=DEAD_LETTER_SCHEMA),
-    )
+def _fill_users(dataset: Dataset, results: dict[str, Text | Rejected], shown: int = 10) -> None:
+    """Give failed users a text of the titles of their latest train items."""
+    titles = dataset.items[TITLE].to_pylist()
+    rows = train_rows(dataset)
+    users, items = dataset.user_rows[rows], dataset.item_rows[rows]
+    for row, name in enumerate(dataset.user_ids):
+        if isinstance(results[name], Rejected):
+            latest = [titles[item] for item in items[users == row][-shown:] if titles[item]]
+            if latest:
+                results[name] = Text("; ".join(latest), {}, "template")

@@ -12,13 +12,15 @@ import time
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from raysys.cluster import ClusterSettings, Pool, Resources, StagePlan, connect
 from raysys.schema import ENTITY_ID, GENERATED_TOKENS, PROMPT_TOKENS
 from raysys.store import write_table
-from raysys.text.engine import ERROR, MESSAGES, REPLY
-from raysys.text.generation import generate
+from raysys.text.cache import ReplyCache
+from raysys.text.engine import ERROR, KEY, MESSAGES, REPLY
+from raysys.text.generation import Generation, Request
 
 BLOCK_ROWS = 4
 
@@ -29,6 +31,12 @@ class SlowEcho:
     def __init__(self, asked: Path, seconds: float) -> None:
         self._asked, self._seconds = asked, seconds
 
+    def identity(self):
+        return {"model": "echo"}
+
+    def count(self, texts):
+        return np.ones(len(texts), np.int64)
+
     def plan(self, stage: str, have: Resources) -> StagePlan:
         return StagePlan(stage, (Pool("echo", 1, 0.1),))
 
@@ -36,12 +44,13 @@ class SlowEcho:
         asked, seconds = self._asked, self._seconds
 
         def answer(row):
-            time.sleep(seconds)
-            (asked / f"{row[ENTITY_ID]}.{uuid.uuid4().hex}").touch()
             text = json.loads(row[MESSAGES])[0]["content"]
+            if row[KEY]:
+                time.sleep(seconds)
+                (asked / f"{text}.{uuid.uuid4().hex}").touch()
             return {
-                ENTITY_ID: row[ENTITY_ID],
-                REPLY: json.dumps({"summarization": text}),
+                KEY: row[KEY],
+                REPLY: f"reply to {text}",
                 ERROR: "",
                 PROMPT_TOKENS: 1,
                 GENERATED_TOKENS: 1,
@@ -54,19 +63,22 @@ def main() -> None:
     output, rows, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     asked = output / "asked"
     asked.mkdir(parents=True, exist_ok=True)
-    ids = [f"item {row}" for row in range(rows)]
-    chats = [json.dumps([{"role": "user", "content": f"about {name}"}]) for name in ids]
-    requests = pa.table({ENTITY_ID: ids, MESSAGES: chats})
-    with connect(ClusterSettings(cpus=2, gpus=0, object_store_gib=0.1)) as have:
-        replies = generate(
-            requests,
+    names = [f"item {row}" for row in range(rows)]
+    requests = [Request([{"role": "user", "content": name}], 9, "{}") for name in names]
+    with (
+        connect(ClusterSettings(cpus=2, gpus=0, object_store_gib=0.1)) as have,
+        Generation(
             SlowEcho(asked, seconds),
+            ReplyCache(output / "replies.sqlite"),
             output,
             stage="toy",
             have=have,
             block_rows=BLOCK_ROWS,
-        )
-    write_table(output / "replies.parquet", replies)
+        ) as generation,
+    ):
+        replies = generation.ask(requests)
+    table = {ENTITY_ID: names, REPLY: [reply.text for reply in replies]}
+    write_table(output / "replies.parquet", pa.table(table))
 
 
 if __name__ == "__main__":

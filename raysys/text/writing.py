@@ -1,0 +1,156 @@
+"""From prompts to checked replies: cut to the budget, ask, check, ask for a repair once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from raysys.text.budget import Fitted, fit
+from raysys.text.cache import Reply
+from raysys.text.generation import Counters, DryRun, Generation, Request
+from raysys.text.prompts import Prompt, Prompts
+from raysys.text.quality import is_copied
+from raysys.text.structured import Fields, Rejected, ReplyForm
+
+#: How much of a reply that could not be used is shown again.
+_SHOWN_AGAIN = 2000
+
+
+@dataclass(frozen=True)
+class Written:
+    """A reply in form, and what it took: tokens of all calls, items cut from the prompt."""
+
+    fields: Fields
+    prompt: Prompt
+    text: str
+    repaired: bool
+    copied: bool
+    calls: int
+    cut: int
+    prompt_tokens: int
+    generated_tokens: int
+
+
+@dataclass
+class WritingCounts:
+    """What happened over all rounds of a stage."""
+
+    replies: int = 0
+    valid_at_once: int = 0
+    repaired: int = 0
+    cut_prompts: int = 0
+    cut_items: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+
+
+class Writer:
+    """Writes texts of one form with one engine."""
+
+    def __init__(
+        self, generation: Generation | DryRun, prompts: Prompts, form: ReplyForm, limit: int
+    ) -> None:
+        self.form = form
+        self.counts = WritingCounts()
+        self._generation, self._prompts = generation, prompts
+        self._schema = self.form.schema()
+        self._limit = limit - self.form.max_tokens
+
+    @property
+    def asked(self) -> Counters:
+        """What the engine was asked so far."""
+        return self._generation.counters
+
+    def write(
+        self, prompts: Mapping[str, Prompt], label: str = ""
+    ) -> dict[str, Written | Rejected]:
+        """One reply a prompt, by the ids of the prompts."""
+        counts = self.counts
+        results: dict[str, Written | Rejected] = {}
+        fitted: dict[str, Fitted] = {}
+        count = self._generation.engine.count
+        cut = fit(list(prompts.values()), count, self._limit)
+        for name, found in zip(prompts, cut, strict=True):
+            if found is None:
+                results[name] = Rejected("too_long", "the instruction alone is over the limit")
+                continue
+            fitted[name] = found
+            counts.cut_prompts += found.cut > 0
+            counts.cut_items += found.cut
+        replies = self._ask({name: found.prompt for name, found in fitted.items()}, label)
+        again: dict[str, Prompt] = {}
+        for name, reply in replies.items():
+            counts.replies += 1
+            parsed = self._parse(reply)
+            if not isinstance(parsed, Rejected):
+                counts.valid_at_once += 1
+                results[name] = self._written(fitted[name], parsed, reply)
+                continue
+            counts.problems[parsed.reason] += 1
+            results[name] = parsed
+            if not reply.error:
+                shown = reply.text[:_SHOWN_AGAIN]
+                again[name] = self._prompts.repair(fitted[name].prompt, shown, parsed.detail)
+        self._repair(again, fitted, replies, results, label)
+        return {name: results[name] for name in prompts}
+
+    def _repair(
+        self,
+        again: dict[str, Prompt],
+        fitted: dict[str, Fitted],
+        first: dict[str, Reply],
+        results: dict[str, Written | Rejected],
+        label: str,
+    ) -> None:
+        """Ask once more for what could not be used; `results` is filled in."""
+        names = list(again)
+        cut = fit([again[name] for name in names], self._generation.engine.count, self._limit)
+        # Cut, it would ask for the repair of something that is no longer shown.
+        fits = {
+            name: kept.prompt
+            for name, kept in zip(names, cut, strict=True)
+            if kept and not kept.cut
+        }
+        for name, reply in self._ask(fits, f"{label} repair".strip()).items():
+            parsed = self._parse(reply)
+            if isinstance(parsed, Rejected):
+                results[name] = parsed
+            else:
+                self.counts.repaired += 1
+                results[name] = self._written(fitted[name], parsed, reply, first[name])
+
+    def _ask(self, prompts: dict[str, Prompt], label: str) -> dict[str, Reply]:
+        requests = [
+            Request(prompt.messages(), self.form.max_tokens, self._schema)
+            for prompt in prompts.values()
+        ]
+        if not requests:
+            return {}
+        return dict(zip(prompts, self._generation.ask(requests, label), strict=True))
+
+    def _parse(self, reply: Reply) -> Fields | Rejected:
+        if reply.error:
+            return Rejected("engine_error", reply.error[:500])
+        return self.form.parse(reply.text)
+
+    def _written(
+        self, fitted: Fitted, fields: Fields, reply: Reply, before: Reply | None = None
+    ) -> Written:
+        both = [reply] if before is None else [before, reply]
+        return Written(
+            fields,
+            fitted.prompt,
+            reply.text,
+            before is not None,
+            is_copied(_all_words(fields), fitted.prompt.turns[-1].text()),
+            len(both),
+            fitted.cut,
+            sum(one.prompt_tokens for one in both),
+            sum(one.generated_tokens for one in both),
+        )
+
+
+def _all_words(fields: Fields) -> str:
+    return " ".join(
+        " ".join(value) if isinstance(value, list) else value for value in fields.values()
+    )
