@@ -1,14 +1,10 @@
-"""Tokens a second of the profile stage, beside bare vLLM and a one-prompt-at-a-time loop.
+"""Tokens a second of the text stages, beside bare vLLM on the same prompts in the same call.
 
-All three answer the quick start's own item prompts, in one call of this program:
-
-1. `ours`: the profile stage, Ray Data and all, writing its part files;
-2. `bare`: vLLM's offline `LLM.chat` with the same engine arguments, all prompts at once;
-3. `single`: transformers' `generate`, one prompt at a time, full weights, as many tokens for
-   each prompt as `ours` wrote.
-
-Starting up is not counted. For 1 and 2 the rate is taken while the engine is full: over the
-rows between the 15th and the 85th percentile by the time they were finished.
+`ours`: each stage's own code, Ray Data, budget, checking, repair and cache included, one engine for
+all of them. `bare`: vLLM's offline `LLM.chat` with the same engine arguments, in a process of its
+own, round by round with the very requests that `ours` sent. `single`: transformers' `generate`,
+one prompt at a time. Starting up is not counted; a round counts from its first request to its last
+reply, for both. Tokens are those of prompts and replies together.
 """
 
 from __future__ import annotations
@@ -16,162 +12,272 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
+from benchmarks.reproduce import find_dataset
 from raysys.assets import model_path
-from raysys.cluster import connect, cores_per, visible_gpus
+from raysys.cluster import ClusterSettings, connect, cores_per, visible_gpus
 from raysys.data.dataset import Dataset
+from raysys.data.importers import ImportSettings
 from raysys.models.align import fast_bfloat16
-from raysys.schema import GENERATED_TOKENS
-from raysys.settings import load_settings
-from raysys.stages.context import RunSettings
+from raysys.settings import parse_settings
 from raysys.stages.data import import_folder
-from raysys.store import read_table
-from raysys.text.engine import ERROR, MESSAGES, VllmEngine
-from raysys.text.generation import PARTS, generate
-from raysys.text.profiles import item_requests, profile_engine
+from raysys.store import read_table, write_table
+from raysys.text.cache import ReplyCache
+from raysys.text.conversation import converse
+from raysys.text.engine import EngineSettings, SamplingSettings
+from raysys.text.engine_vllm import VllmEngine
+from raysys.text.generation import Generation, Request
+from raysys.text.profiles import (
+    ProfileSettings,
+    item_prompts,
+    profile_text,
+    summaries_in_order,
+    user_evidence,
+    user_prompts,
+)
+from raysys.text.prompts import Prompts, load_prompts
+from raysys.text.stage import Text, publish
+from raysys.text.structured import ReplyForm
+from raysys.text.summaries import SummarySettings, hierarchical, recurrent, user_histories
+from raysys.text.writing import Writer
 
-STEADY = (0.15, 0.85)
-
-
-def steady_rate(finished: np.ndarray, tokens: np.ndarray) -> float:
-    """Tokens a second while the engine was full: the slope of tokens finished over time.
-
-    A fitted line, because rows finish in waves and a difference of two points would
-    depend on where in a wave they fall.
-
-    Args:
-        finished: (n,) seconds at which each row was finished.
-        tokens: (n,) tokens of each row.
-    """
-    order = np.argsort(finished, kind="stable")
-    times, done = finished[order], np.cumsum(tokens[order])
-    first, last = (int(share * len(order)) for share in STEADY)
-    slope, _ = np.polyfit(times[first:last] - times[first], done[first:last], deg=1)
-    return float(slope)
-
-
-def ours(
-    requests: pa.Table, engine: VllmEngine, settings: RunSettings, work: Path
-) -> tuple[float, list[int]]:
-    """Steady rate of the profile stage, and the tokens of each reply.
-
-    A part file's time is when its rows were finished.
-    """
-    with connect(settings.cluster) as have:
-        replies = generate(
-            requests,
-            engine,
-            work,
-            stage="llm_throughput",
-            have=have,
-            block_rows=settings.profiles.engine.batch_size,
-        )
-    failed = [error for error in replies[ERROR].to_pylist() if error]
-    if failed:
-        raise SystemExit(f"{len(failed)} rows failed, the first with: {failed[0]}")
-    finished, tokens = [], []
-    for part in (work / PARTS).glob("*.parquet"):
-        counts = read_table(part)[GENERATED_TOKENS].to_pylist()
-        finished += [part.stat().st_mtime] * len(counts)
-        tokens += counts
-    rate = steady_rate(np.array(finished), np.array(tokens))
-    return rate, replies[GENERATED_TOKENS].to_pylist()
+WORDS = 20
+LIMIT = 1024
+ENGINE = EngineSettings(max_model_len=LIMIT, cpu_quantization="int8")
+SAMPLING = SamplingSettings()
+#: Rounds of requests, as JSON: [chat, tokens, schema] each.
+Rounds = list[list[list[Any]]]
 
 
-def bare(requests: pa.Table, engine: VllmEngine, on_gpu: bool) -> float:
-    """Steady rate of vLLM alone on the same chats with the same engine arguments."""
+def dataset_of(name: str, users: int, folder: Path) -> Dataset:
+    """The first `users` users of a data set, split by leave-last-two."""
+    source = find_dataset(name)
+    table = read_table(source / "interactions.parquet")
+    known = table["user_id"].unique()
+    few = table.filter(pc.is_in(table["user_id"], value_set=known[:users]))
+    write_table(folder / "few.parquet", few)
+    values = {
+        "interactions": folder / "few.parquet",
+        "items": source / "items.parquet",
+        "split": {"method": "leave_last_two"},
+    }
+    import_folder(parse_settings(ImportSettings, values, source="benchmark"), folder / "data")
+    return Dataset.load(folder / "data")
+
+
+class Recorder:
+    """A `Generation` that remembers what was sent to the engine, round by round."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation, self.engine = generation, generation.engine
+        self.counters = generation.counters
+        self.rounds: Rounds = []
+
+    def ask(self, requests: list[Request], label: str = "") -> list[Any]:
+        """See `Generation.ask`."""
+        before = self.counters.generated
+        replies = self._generation.ask(requests, label)
+        if self.counters.generated > before:
+            distinct = {json.dumps(one.messages): one for one in requests}
+            self.rounds.append(
+                [[one.messages, one.max_tokens, one.schema] for one in distinct.values()]
+            )
+        return replies
+
+
+def stages(dataset: Dataset, recorder: Recorder, work: Path) -> dict[str, dict[str, Any]]:
+    """Run every stage once; seconds, tokens and calls of each, and its rounds."""
+    settings = ProfileSettings(
+        domain="games",
+        examples=True,
+        item_words=WORDS,
+        user_words=WORDS,
+        reasoning_words=0,
+        items_per_user=5,
+    )
+    unified = settings.model_copy(
+        update={"method": "unified", "item_words": 2 * WORDS, "user_words": 2 * WORDS}
+    )
+    unified = unified.model_copy(update={"examples": False})
+    told = user_histories(SummarySettings(domain="games"), dataset)
+    trsr = load_prompts("trsr", "games", 2 * WORDS, examples=True)
+    found: dict[str, dict[str, Any]] = {}
+
+    def writer(prompts: Prompts) -> Writer:
+        form = ReplyForm(prompts.fields, prompts.words, prompts.reasoning_words)
+        return Writer(recorder, prompts, form, LIMIT)
+
+    def timed(name: str, run: Any) -> Any:
+        counters, first = recorder.counters, len(recorder.rounds)
+        before = (counters.prompt_tokens + counters.generated_tokens, counters.generated)
+        start = time.perf_counter()
+        result = run()
+        seconds = time.perf_counter() - start
+        found[name] = {
+            "seconds": seconds,
+            "tokens": counters.prompt_tokens + counters.generated_tokens - before[0],
+            "calls": counters.generated - before[1],
+            "rounds": recorder.rounds[first:],
+        }
+        print(f"{name}: {seconds:.1f} s, {found[name]['calls']} calls", file=sys.stderr, flush=True)
+        return result
+
+    def profiles(prompts: Prompts, method: ProfileSettings, name: str) -> Path:
+        mine = writer(prompts)
+        written = mine.write(item_prompts(method, prompts, dataset))
+        texts = {
+            key: one
+            if not hasattr(one, "fields")
+            else Text.of(profile_text(method.method, one.fields), [one])
+            for key, one in written.items()
+        }
+        folder = work / name
+        folder.mkdir(exist_ok=True)
+        publish(folder, texts, mine)
+        return folder
+
+    items, users = settings.prompts("item"), settings.prompts("user")
+    timed("rlmrec_items", lambda: profiles(items, settings, "items"))
+    summaries = summaries_in_order(work / "items", dataset.item_ids)
+    shown = user_prompts(settings, users, dataset, summaries)
+    timed("rlmrec_users", lambda: writer(users).write(shown))
+    # The conversation is shown RLMRec's texts of the items: their own stage would be a second
+    # run over all items and is no other kind of work.
+    evidence = user_evidence(unified, dataset, work / "items")
+    talk = unified.prompts("user")
+    timed("multi_turn", lambda: converse(writer(talk), talk, evidence))
+    timed("hierarchical", lambda: hierarchical(writer(trsr), trsr, told, 5, 5))
+    timed("recurrent", lambda: recurrent(writer(trsr), trsr, told, 5))
+    return found
+
+
+def bare(path: Path, prefix_caching: bool) -> dict[str, float]:
+    """Seconds of each stage's rounds with vLLM alone. Runs in a process of its own."""
+    on_gpu = visible_gpus() > 0
+    settings = ENGINE.model_copy(update={"prefix_caching": prefix_caching})
+    engine = VllmEngine(settings, ClusterSettings(), SAMPLING)
     os.environ.update(engine.environment(on_gpu))
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    # Request times are kept only with statistics on.
-    arguments = {**engine.arguments(on_gpu), "disable_log_stats": False}
-    llm = LLM(model=engine.model(on_gpu), **arguments)
-    parameters = dict(engine.sampling_parameters)
-    structured = StructuredOutputsParams(**parameters.pop("structured_outputs"))
-    outputs = llm.chat(
-        [json.loads(chat) for chat in requests[MESSAGES].to_pylist()],
-        SamplingParams(**parameters, structured_outputs=structured),
-        use_tqdm=False,
-    )
-    return steady_rate(
-        np.array([output.metrics.last_token_ts for output in outputs]),
-        np.array([len(output.outputs[0].token_ids) for output in outputs]),
-    )
+    llm = LLM(model=engine.model(on_gpu), **engine.arguments(on_gpu))
+
+    def chat(requests: list[list[Any]]) -> float:
+        parameters = [
+            SamplingParams(
+                **SAMPLING.model_dump(),
+                max_tokens=most,
+                structured_outputs=StructuredOutputsParams(json=schema),
+            )
+            for _, most, schema in requests
+        ]
+        start = time.perf_counter()
+        llm.chat([messages for messages, _, _ in requests], parameters, use_tqdm=False)
+        return time.perf_counter() - start
+
+    told: dict[str, Rounds] = json.loads(path.read_text())
+    chat([[[{"role": "user", "content": "warm up"}], 8, next(iter(told.values()))[0][0][2]]])
+    return {name: sum(chat(requests) for requests in rounds) for name, rounds in told.items()}
 
 
-def single(requests: pa.Table, model: str, lengths: list[int], on_gpu: bool) -> float:
-    """Rate of a plain loop: tokenise, generate greedily, one chat after the other.
+def in_another_process(told: dict[str, Rounds], folder: Path, prefix: str) -> dict[str, float]:
+    """`bare` in a process of its own."""
+    path = folder / "rounds.json"
+    path.write_text(json.dumps(told))
+    command = [sys.executable, "-m", "benchmarks.llm_throughput", "--bare", str(path)]
+    done = subprocess.run([*command, "--prefix", prefix], stdout=subprocess.PIPE, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
-    Args:
-        lengths: tokens to write for each chat; there are as many prompts as lengths.
-    """
+
+def single(rounds: Rounds, prompts: int) -> float:
+    """Seconds a prompt of a plain loop: tokenise, generate greedily, one chat after the other."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(cores_per(1))
+    on_gpu = visible_gpus() > 0
     dtype = torch.bfloat16 if on_gpu or fast_bfloat16() else torch.float32
     device = "cuda" if on_gpu else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    causal = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
+    path = model_path(ENGINE.model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(path)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
 
-    def answer(chat: str, length: int) -> None:
-        inputs: Any = tokenizer.apply_chat_template(
-            json.loads(chat), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    def answer(messages: list[dict[str, str]], length: int) -> None:
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         ).to(device)
-        causal.generate(**inputs, min_new_tokens=length, max_new_tokens=length, do_sample=False)
+        model.generate(**inputs, max_new_tokens=length, do_sample=False)
 
-    chats = requests[MESSAGES].to_pylist()
-    answer(chats[0], lengths[0])  # warms up
+    chats = [messages for messages, _, _ in rounds[0][: prompts + 1]]
+    answer(chats[0], WORDS)  # warms up
     start = time.perf_counter()
-    for chat, length in zip(chats, lengths, strict=False):
-        answer(chat, length)
-    return sum(lengths) / (time.perf_counter() - start)
+    for chat in chats[1:]:
+        answer(chat, WORDS)
+    return (time.perf_counter() - start) / len(chats[1:])
 
 
 def main() -> None:
-    """Run all three and print the figures."""
+    """Run all and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/quickstart.toml")
-    parser.add_argument("--prompts", type=int, default=1000, help="prompts for ours and bare")
+    parser.add_argument("--dataset", default="amazon18-games")
+    parser.add_argument("--users", type=int, default=500)
     parser.add_argument("--single", type=int, default=20, help="prompts for the plain loop")
-    parser.add_argument("overrides", nargs="*", help="key=value, as for raysys run")
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--prefix", default="on", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    settings = load_settings(RunSettings, arguments.config, arguments.overrides)
-    profiles, on_gpu = settings.profiles, visible_gpus() > 0
-    with tempfile.TemporaryDirectory() as folder:
-        data, work = Path(folder, "data"), Path(folder, "work")
-        work.mkdir()
-        import_folder(settings.data, data)
-        requests = item_requests(profiles, Dataset.load(data, name="quickstart"))
-        requests = requests.slice(0, arguments.prompts)
-        engine = profile_engine(profiles, settings.cluster, profiles.item_words)
-        our_rate, lengths = ours(requests, engine, settings, work)
-    print(f"ours   {our_rate:8.1f} tokens/s", file=sys.stderr)
-    bare_rate = bare(requests, engine, on_gpu)
-    print(f"bare   {bare_rate:8.1f} tokens/s", file=sys.stderr)
-    single_rate = single(
-        requests,
-        model_path(profiles.engine.model),
-        lengths[: arguments.single],
-        on_gpu,
-    )
-    print(f"single {single_rate:8.1f} tokens/s", file=sys.stderr)
-    figures = {
-        "share_of_bare_vllm": round(our_rate / bare_rate, 3),
-        "speedup_over_single_prompt": round(our_rate / single_rate, 1),
-        "tokens_per_s": round(our_rate, 1),
-        "bare_tokens_per_s": round(bare_rate, 1),
-        "single_prompt_tokens_per_s": round(single_rate, 1),
-        "prompts": requests.num_rows,
+    if arguments.bare:
+        print(json.dumps(bare(arguments.bare, arguments.prefix == "on")))
+        return
+    cluster = ClusterSettings()
+    figures: dict[str, Any] = {"users": arguments.users}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        dataset = dataset_of(arguments.dataset, arguments.users, folder)
+        engine = VllmEngine(ENGINE, cluster, SAMPLING)
+        cache = ReplyCache(folder / "replies.sqlite")
+        with (
+            connect(cluster) as have,
+            Generation(
+                engine,
+                cache,
+                folder / "work",
+                stage="llm_throughput",
+                have=have,
+                block_rows=ENGINE.batch_size,
+            ) as generation,
+        ):
+            schema = json.dumps({"type": "object", "properties": {"a": {"type": "string"}}})
+            generation.ask([Request([{"role": "user", "content": "warm up"}], 8, schema)])
+            ours = stages(dataset, Recorder(generation), folder)
+            again = stages(dataset, Recorder(generation), folder)
+        told = {stage: row["rounds"] for stage, row in ours.items()}
+        alone = in_another_process(told, folder, "on")
+        first = next(iter(told))
+        without = in_another_process({first: told[first]}, folder, "off")
+    for stage, row in ours.items():
+        units = len(dataset.item_ids) if stage == first else arguments.users
+        figures[stage] = {
+            "share_of_bare_vllm": round(alone[stage] / row["seconds"], 3),
+            "tokens_per_s": round(row["tokens"] / row["seconds"], 1),
+            "calls_per_user": round(row["calls"] / units, 2),
+        }
+    took = ours[first]["seconds"] / ours[first]["calls"]
+    totals = [sum(row["seconds"] for row in run.values()) for run in (again, ours)]
+    figures |= {
+        "cached_rerun_share": round(totals[0] / totals[1], 4),
+        "prefix_cache_speedup": round(without[first] / alone[first], 2),
+        "share_of_bare_vllm": figures[first]["share_of_bare_vllm"],
+        "tokens_per_s": figures[first]["tokens_per_s"],
+        "speedup_over_single_prompt": round(single(told[first], arguments.single) / took, 1),
     }
     print(json.dumps({"benchmark": "llm_throughput", "figures": figures}))
 

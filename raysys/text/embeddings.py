@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from raysys.cluster import ClusterSettings, Pool, Resources, StagePlan, cores_pe
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.observe import progress
+from raysys.schema import TRAIN, VALID
 from raysys.settings import Settings
 from raysys.store import StageReport, write_arrays
 from raysys.text.profiles import summaries_in_order
+from raysys.text.quality import heldout_auc, tfidf_scores, vector_figures
 
 #: Arrays `users` (U, s) and `items` (I, s) float32; `user_has_profile` (U,) and
 #: `item_has_profile` (I,) uint8. Rows without a profile are zero.
@@ -101,8 +104,50 @@ def embed_profiles(
     return StageReport(
         counts={"in": len(texts), "ok": int(known.sum()), "dead_letter": int((~known).sum())},
         dropped={"no_profile": int((~known).sum())} if not known.all() else {},
-        figures={"width": float(vectors.shape[1])},
+        figures={
+            "width": float(vectors.shape[1]),
+            **quality(dataset, full[:split], full[split:], items),
+        },
     )
+
+
+def quality(
+    dataset: Dataset, users: np.ndarray, items: np.ndarray, texts: list[str | None]
+) -> dict[str, float]:
+    """What the vectors are worth before any training; validation's items are the held-out ones.
+
+    Args:
+        users, items: (U, s) and (I, s); rows without a profile are zero.
+        texts: (I,) the items' profiles.
+
+    Returns:
+        `items_distinctness`, `users_distinctness`; `auc_user_profiles`: a user's profile nearer
+        to a held-out item than to a random one; `auc_item_profiles`: the same with the mean of the
+        train items' vectors for the user, and `auc_tfidf` with the words of their profiles.
+    """
+    held_users, held_items = dataset.pairs(VALID)
+    known = dataset.matrix(TRAIN)
+    means = known @ items
+
+    def nearness(mine: np.ndarray) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        return lambda rows, columns: np.einsum("ij,ij->i", mine[rows], items[columns])
+
+    scores = {"user_profiles": nearness(users), "item_profiles": nearness(means)}
+    by_words = tfidf_scores(texts, known)
+    if by_words is not None:
+        scores["tfidf"] = by_words
+    return {
+        **{
+            f"{name}_{key}": value
+            for name, rows in (("items", items), ("users", users))
+            for key, value in vector_figures(rows[np.any(rows != 0, axis=1)]).items()
+        },
+        **{
+            f"{key}_{name}": value
+            for name, score in scores.items()
+            for key, value in heldout_auc(score, held_users, held_items, known).items()
+        },
+    }
 
 
 def write_vectors(
