@@ -257,6 +257,7 @@ def main() -> None:
         ):
             schema = json.dumps({"type": "object", "properties": {"a": {"type": "string"}}})
             generation.ask([Request([{"role": "user", "content": "warm up"}], 8, schema)])
+            engine.count(["warm up"])
             ours = stages(dataset, Recorder(generation), folder)
             again = stages(dataset, Recorder(generation), folder)
         told = {stage: row["rounds"] for stage, row in ours.items()}

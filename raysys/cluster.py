@@ -37,6 +37,9 @@ LOCAL_RAY = {
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
+    # An idle worker process beyond the number of CPUs would be ended after a second, and a new one
+    # started, for two seconds of both cores, in each round of a conversation.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
 
 

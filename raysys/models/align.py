@@ -353,7 +353,16 @@ def align(
     profiles: Profiles,
     generator: torch.Generator,
 ) -> Aligned:
-    """The wrapper that the settings ask for, around a backbone."""
+    """The wrapper that the settings ask for, around a backbone.
+
+    Raises:
+        UserError: nobody has a profile, so that there is nothing to align with.
+    """
+    if not (profiles.user_has_profile.any() or profiles.item_has_profile.any()):
+        raise UserError(
+            "no user and no item has a profile, so there is nothing to align with: see "
+            "dead_letter.parquet of the profile stages, or train without alignment."
+        )
     if settings.pca is not None:
         profiles = profiles.reduced(settings.pca)
     if isinstance(settings, ContrastiveAlignment):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -141,26 +143,37 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class Tokens:
-    """Counts tokens with a model's tokeniser."""
+    """A model's tokeniser, by name: loaded once in each process that uses it."""
 
-    def __init__(self, model: str, revision: str | None = None) -> None:
-        self._model, self._revision = model, revision
-        self._tokenizer: Any = None
+    model: str
+    revision: str | None = None
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """(n,) int64."""
-        if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            # Long texts are what we count, no reason for a warning.
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                model_path(self._model), revision=self._revision, model_max_length=1 << 40
-            )
+        """How many tokens each text has, (n,) int64."""
         if not texts:
             return np.zeros(0, np.int64)
-        found = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        tokenizer = _tokenizer(self.model, self.revision)
+        found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return np.array([len(ids) for ids in found], np.int64)
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """A chat as the model's own template writes it, up to where its reply begins."""
+        text: str = _tokenizer(self.model, self.revision).apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+
+@cache
+def _tokenizer(model: str, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    # Long texts are what we count, no reason for a warning.
+    return AutoTokenizer.from_pretrained(
+        model_path(model), revision=revision, model_max_length=1 << 40
+    )
 
 
 def estimated_tokens(texts: Sequence[str]) -> np.ndarray:

@@ -68,18 +68,14 @@ class VllmEngine:
             gpus = settings.tensor_parallel * settings.pipeline_parallel
             engine = Pool("engine", replicas, 1.0, gpus=gpus)
         else:
-            cpus = share(have, replicas, reserved=SMALL_CPUS)
+            cpus = share(have, replicas, reserved=0.0)
             # Measured: weights, runtime and compiled grammars take about 2 GiB beside the cache.
             engine = Pool("engine", replicas, cpus, memory_gib=settings.kv_cache_gib + 2)
-        return StagePlan(stage, (engine, Pool("chat template", 1, SMALL_CPUS)))
+        return StagePlan(stage, (engine,))
 
     def replies(self, requests: Dataset) -> Dataset:
         """See `Engine.replies`."""
-        from ray.data.llm import (
-            ChatTemplateStageConfig,
-            build_processor,
-            vLLMEngineProcessorConfig,
-        )
+        from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
         engine = self.plan("", connected_resources()).pools[0]
         settings = self._settings
@@ -96,18 +92,30 @@ class VllmEngine:
             placement_group_config={"bundles": [bundle] * max(1, int(engine.gpus))},
             should_continue_on_error=True,
             log_engine_metrics=False,
-            chat_template_stage=ChatTemplateStageConfig(num_cpus=SMALL_CPUS, concurrency=1),
-            # vLLM tokenises and detokenises itself; two more actor pools would only cost memory.
+            # vLLM tokenises and detokenises itself, and `chat` fills the template in: three more
+            # actor pools would cost memory, and each a pause in every round.
+            chat_template_stage=False,
             tokenize_stage=False,
             detokenize_stage=False,
         )
         sampling = self._sampling.model_dump()
+        tokens = Tokens(settings.model, settings.revision)
 
         def request(row: dict[str, Any]) -> dict[str, Any]:
-            return {KEY: row[KEY], **self.chat(row, sampling)}
+            return {
+                KEY: row[KEY],
+                "prompt": tokens.chat(json.loads(row[MESSAGES])),
+                "sampling_params": {
+                    **sampling,
+                    "max_tokens": row[MAX_TOKENS],
+                    # As a string: a nested dict does not survive the trip through Arrow.
+                    "structured_outputs": {"json": row[SCHEMA]},
+                },
+            }
 
-        # One process each for an engine: more would only take time to start and memory.
-        small: dict[str, Any] = {"num_cpus": SMALL_CPUS, "concurrency": engine.actors}
+        # One process each: more would only take time to start and memory, and Ray Data joins
+        # tasks of the same shape into one.
+        small: dict[str, Any] = {"num_cpus": SMALL_CPUS, "concurrency": 1}
         processor = build_processor(
             config,
             preprocess=request,
@@ -118,19 +126,6 @@ class VllmEngine:
         return processor(requests).map_batches(
             _reply_columns, batch_format="pyarrow", batch_size=None, **small
         )
-
-    @staticmethod
-    def chat(row: dict[str, Any], sampling: dict[str, Any]) -> dict[str, Any]:
-        """What vLLM is asked for one request."""
-        return {
-            "messages": json.loads(row[MESSAGES]),
-            "sampling_params": {
-                **sampling,
-                "max_tokens": row[MAX_TOKENS],
-                # As a string: a nested dict does not survive the trip through Arrow.
-                "structured_outputs": {"json": row[SCHEMA]},
-            },
-        }
 
     def model(self, on_gpu: bool) -> str:
         """The folder or hub id that vLLM loads."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from raysys.cluster import Resources, StagePlan, preflight
+from raysys.cluster import SMALL_CPUS, Resources, StagePlan, preflight
 from raysys.observe import get_logger, progress
 from raysys.schema import GENERATED_TOKENS, PROMPT_TOKENS
 from raysys.store import fingerprint, read_table, write_table
@@ -45,8 +45,10 @@ FEED = "feed"
 #: Read tasks of one execution: each waits for one file of requests. When all are used, or the
 #: engine has failed, the next round starts another execution, and with it the engine anew.
 _LEAST_BLOCKS, _MOST_BLOCKS = 500, 20_000
-#: CPUs of the read task that waits, and how often it looks.
-_FEED_CPUS, _LOOK_S = 0.05, 0.02
+#: What fills a block up asks this, for one token.
+_SHORTEST = [{"role": "user", "content": "."}]
+#: How often the read task that waits looks.
+_LOOK_S = 0.05
 #: A rate is remembered from so many replies on: before, the start of the engine counts too much.
 _ENOUGH_FOR_A_RATE = 200
 #: How often a request that failed in the engine is asked in all.
@@ -185,7 +187,7 @@ class Generation:
         found: dict[str, Reply] = {}
         start = time.monotonic()
         with progress(label, len(missing)) as tracker:
-            for _ in range(ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 left = {
                     key: request
                     for key, request in missing.items()
@@ -193,7 +195,7 @@ class Generation:
                 }
                 if not left:
                     break
-                for key, reply in self._round(left):
+                for key, reply in self._round(left, alone=attempt > 0):
                     found[key] = reply
                     tracker.update(len(found))
         counters = self.counters
@@ -209,16 +211,19 @@ class Generation:
             raise RuntimeError(f"{label}: {len(missing) - len(found)} requests were not answered")
         return found
 
-    def _round(self, requests: dict[str, Request]) -> Iterator[tuple[str, Reply]]:
-        """Ask once; what comes back is cached before it is yielded."""
+    def _round(self, requests: dict[str, Request], *, alone: bool) -> Iterator[tuple[str, Reply]]:
+        """Ask once; what comes back is cached before it is yielded.
+
+        Args:
+            alone: one block after the other, so that a request which takes the engine down takes
+                its own block down and no other.
+        """
         blocks = _blocks(requests, self._block_rows)
         while blocks:
             if self._replies is None or self._written == self._room:
                 self._start(len(blocks))
-            part, blocks = (
-                blocks[: self._room - self._written],
-                blocks[self._room - self._written :],
-            )
+            size = 1 if alone else self._room - self._written
+            part, blocks = blocks[:size], blocks[size:]
             open_keys = {key for block in part for key in block[KEY].to_pylist() if key}
             for block in part:
                 write_table(self._feed / f"{self._written}.parquet", block)
@@ -226,9 +231,18 @@ class Generation:
             yield from self._collect(open_keys)
 
     def _collect(self, open_keys: set[str]) -> Iterator[tuple[str, Reply]]:
+        from ray.exceptions import RayError
+
         while open_keys:
             assert self._replies is not None
-            table = next(self._replies, None)
+            try:
+                table = next(self._replies, None)
+            except RayError as error:
+                problem = str(error).strip().splitlines()[-1][:300]
+                logger.warning("%s: the engine died: %s", self._stage, problem)
+                self._stop()
+                yield from ((key, Reply("", f"the engine died: {problem}")) for key in open_keys)
+                return
             if table is None:
                 raise RuntimeError(f"{self._stage}: the engine left {len(open_keys)} unanswered")
             rows = [
@@ -275,7 +289,7 @@ def _blocks(requests: dict[str, Request], rows: int) -> list[pa.Table]:
         }
         for key, request in requests.items()
     ]
-    filler = {**columns[-1], KEY: "", MAX_TOKENS: 1}
+    filler = {**columns[-1], KEY: "", MESSAGES: json.dumps(_SHORTEST), MAX_TOKENS: 1}
     columns += [filler] * (-len(columns) % rows)
     table = pa.Table.from_pylist(columns, schema=REQUEST_SCHEMA)
     return [table.slice(start, rows) for start in range(0, table.num_rows, rows)]
@@ -312,6 +326,6 @@ def _feed(folder: Path, blocks: int) -> Dataset:
 
     feed = Feed()  # type: ignore[no-untyped-call]
     dataset: Dataset = ray.data.read_datasource(
-        feed, override_num_blocks=blocks, num_cpus=_FEED_CPUS, concurrency=1
+        feed, override_num_blocks=blocks, num_cpus=SMALL_CPUS, concurrency=1
     )
     return dataset

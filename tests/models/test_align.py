@@ -218,3 +218,11 @@ def test_bfloat16_is_close_to_float32() -> None:
     assert rough.item() == pytest.approx(exact.item(), rel=0.02)
     assert rough.item() != exact.item()
     assert matmul_type("float32", torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["con", "gen"])
+def test_nothing_to_align_with_is_said(kind):
+    nothing = Profiles.of(np.full((USERS, 4), np.nan), np.full((ITEMS, 4), np.nan))
+    settings = ModelSettings(alignment={"kind": kind})
+    with pytest.raises(UserError, match="nothing to align with"):
+        build_model(settings, bipartite_graph(toy_train()), nothing, 0)
