@@ -1,0 +1,47 @@
+"""Ranking one positive among a few sampled negatives, ties by expected rank (LLM-TRSR §5.2).
+
+Users n, negatives m each. The released code puts the positive first among equals, so that a model
+which gives everything the same score ranks perfectly. Here such a positive is equally likely at
+every place among its equals, and a metric is its mean over these places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def candidate_metrics(
+    positives: np.ndarray, negatives: np.ndarray, ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Recall, MRR and NDCG of each user's positive.
+
+    With g negatives above and t beside it, the positive is at a rank r from g + 1 to g + t + 1:
+    recall@k = mean of [r ≤ k], mrr@k = mean of [r ≤ k] / r, ndcg@k = mean of [r ≤ k] / log₂(r + 1).
+
+    Args:
+        positives: (n,) scores.
+        negatives: (n, m) scores.
+        ks: cut-offs.
+
+    Returns:
+        `recall@k`, `mrr@k`, `ndcg@k` → (n,) float64.
+
+    Raises:
+        ValueError: a score is NaN, or shapes do not fit.
+    """
+    if negatives.ndim != 2 or positives.shape != negatives.shape[:1]:
+        raise ValueError(f"positives {positives.shape} and negatives {negatives.shape} do not fit")
+    if np.isnan(positives).any() or np.isnan(negatives).any():
+        raise ValueError("a score is NaN")
+    above = (negatives > positives[:, None]).sum(axis=1)
+    beside = (negatives == positives[:, None]).sum(axis=1)
+    ranks = np.arange(1, negatives.shape[1] + 2)
+    gains = {"recall": np.ones(len(ranks)), "mrr": 1 / ranks, "ndcg": 1 / np.log2(ranks + 1)}
+    found = {}
+    for k in ks:
+        for name, gain in gains.items():
+            sums = np.concatenate([[0.0], np.cumsum(np.where(ranks <= k, gain, 0.0))])
+            found[f"{name}@{k}"] = (sums[above + beside + 1] - sums[above]) / (beside + 1)
+    return found
