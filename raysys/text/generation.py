@@ -304,6 +304,8 @@ def _feed(folder: Path, blocks: int) -> Dataset:
     def read(number: int) -> Iterator[pa.Table]:
         path = folder / f"{number}.parquet"
         while not path.exists():
+            if not folder.exists():  # the stage is over; Ray Data leaves its tasks running
+                return
             time.sleep(_LOOK_S)
         yield read_table(path)
 

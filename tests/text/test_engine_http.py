@@ -225,3 +225,28 @@ def test_the_same_rows_give_the_same_files_whatever_the_engine(tmp_path, local_r
     text = read_table(tmp_path / "http" / "profiles.parquet")["summarization"].to_pylist()
     assert "be evil" not in str(text[:4])
     assert "Alien" not in str(text[1:])
+
+
+@pytest.mark.ray
+def test_nothing_is_left_running_that_holds_a_cpu(endpoint, tmp_path, local_ray):
+    """A read task that waits for the next round would keep its share of the CPUs for ever."""
+    import ray
+
+    settings = parse_settings(
+        EngineSettings, {"kind": "http", "http": {"base_url": endpoint}}, source="t"
+    )
+    engine = HttpEngine(settings, ClusterSettings(), SamplingSettings())
+    with Generation(
+        engine,
+        ReplyCache(tmp_path / "replies.sqlite"),
+        tmp_path / "work",
+        stage="http",
+        have=local_ray,
+        block_rows=16,
+    ) as generation:
+        generation.ask([request("one")])
+        assert ray.available_resources()["CPU"] < local_ray.cpus
+    deadline = time.monotonic() + 20
+    while ray.available_resources()["CPU"] < local_ray.cpus and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == local_ray.cpus
