@@ -65,7 +65,7 @@ def test_replicas_share_what_is_left():
     have = Resources(8.0, 0.0, 64.0)
     plan = engine(cluster).plan("s", have)
     assert plan.pools[0].actors == 3
-    assert plan.pools[0].cpus == pytest.approx((8 - 1 - 0.1) / 3, abs=0.01)
+    assert plan.pools[0].cpus == pytest.approx((8 - 1) / 3, abs=0.01)
     preflight(plan, have)
     preflight(plan_embedding(cluster, have), have)
 
