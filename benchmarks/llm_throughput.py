@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from raysys.text.profiles import (
 )
 from raysys.text.prompts import Prompts, load_prompts
 from raysys.text.stage import Text, publish
-from raysys.text.structured import ReplyForm
+from raysys.text.structured import Rejected
 from raysys.text.summaries import SummarySettings, hierarchical, recurrent, user_histories
 from raysys.text.writing import Writer
 
@@ -104,22 +105,20 @@ def stages(dataset: Dataset, recorder: Recorder, work: Path) -> dict[str, dict[s
         items_per_user=5,
     )
     unified = settings.model_copy(
-        update={"method": "unified", "item_words": 2 * WORDS, "user_words": 2 * WORDS}
+        update={"method": "unified", "user_words": 2 * WORDS, "examples": False}
     )
-    unified = unified.model_copy(update={"examples": False})
     told = user_histories(SummarySettings(domain="games"), dataset)
     trsr = load_prompts("trsr", "games", 2 * WORDS, examples=True)
     found: dict[str, dict[str, Any]] = {}
 
     def writer(prompts: Prompts) -> Writer:
-        form = ReplyForm(prompts.fields, prompts.words, prompts.reasoning_words)
-        return Writer(recorder, prompts, form, LIMIT)
+        return Writer(recorder, prompts, LIMIT)
 
-    def timed(name: str, run: Any) -> Any:
+    def timed(name: str, run: Callable[[], object]) -> None:
         counters, first = recorder.counters, len(recorder.rounds)
         before = (counters.prompt_tokens + counters.generated_tokens, counters.generated)
         start = time.perf_counter()
-        result = run()
+        run()
         seconds = time.perf_counter() - start
         found[name] = {
             "seconds": seconds,
@@ -128,24 +127,21 @@ def stages(dataset: Dataset, recorder: Recorder, work: Path) -> dict[str, dict[s
             "rounds": recorder.rounds[first:],
         }
         print(f"{name}: {seconds:.1f} s, {found[name]['calls']} calls", file=sys.stderr, flush=True)
-        return result
 
-    def profiles(prompts: Prompts, method: ProfileSettings, name: str) -> Path:
+    def profiles(prompts: Prompts) -> None:
         mine = writer(prompts)
-        written = mine.write(item_prompts(method, prompts, dataset))
+        written = mine.write(item_prompts(settings, prompts, dataset))
         texts = {
-            key: one
-            if not hasattr(one, "fields")
-            else Text.of(profile_text(method.method, one.fields), [one])
-            for key, one in written.items()
+            name: one
+            if isinstance(one, Rejected)
+            else Text.of(profile_text(settings.method, one.fields), [one])
+            for name, one in written.items()
         }
-        folder = work / name
-        folder.mkdir(exist_ok=True)
-        publish(folder, texts, mine)
-        return folder
+        (work / "items").mkdir(exist_ok=True)
+        publish(work / "items", texts, mine)
 
     items, users = settings.prompts("item"), settings.prompts("user")
-    timed("rlmrec_items", lambda: profiles(items, settings, "items"))
+    timed("rlmrec_items", lambda: profiles(items))
     summaries = summaries_in_order(work / "items", dataset.item_ids)
     shown = user_prompts(settings, users, dataset, summaries)
     timed("rlmrec_users", lambda: writer(users).write(shown))

@@ -250,7 +250,7 @@ def _quiet_libraries() -> None:
 
 
 def _prepare_ray_data() -> None:
-    """Our stages draw their own progress; Ray Data's bars and hints would overwrite it."""
+    """Settings of Ray Data that our stages need: no bars and hints over our own progress."""
     from ray.data import DataContext
 
     context = DataContext.get_current()

@@ -10,7 +10,6 @@ import numpy as np
 from raysys.text.cache import Reply
 from raysys.text.generation import Counters, Request
 from raysys.text.prompts import Prompts
-from raysys.text.structured import ReplyForm
 from raysys.text.writing import Writer
 
 
@@ -40,8 +39,7 @@ class Script:
 
 def writer(script: Script, prompts: Prompts, limit: int = 100_000) -> Writer:
     """A writer whose engine is the script."""
-    form = ReplyForm(prompts.fields, prompts.words, prompts.reasoning_words)
-    return Writer(script, prompts, form, limit)
+    return Writer(script, prompts, limit)
 
 
 def last(messages: list[dict[str, str]]) -> str:

@@ -57,7 +57,7 @@ def _sizes(prompts: Sequence[Prompt], count: Count) -> dict[str, int]:
 
 
 def _pieces(turn: Turn) -> list[str]:
-    return [f"{text}{turn.separator}" for text in turn.written()]
+    return [f"{text}{turn.separator}" for text in turn.written]
 
 
 def _turn_tokens(turn: Turn, sizes: dict[str, int]) -> int:

@@ -51,14 +51,12 @@ def converse(
                 open_chats[name] = chat
         for name, result in writer.write(open_chats, f"turn {number}").items():
             done = rounds[name]
-            if isinstance(result, Rejected) or isinstance(done, Rejected):
-                problem = result.detail if isinstance(result, Rejected) else ""
-                reason = result.reason if isinstance(result, Rejected) else "turn_failed"
-                rounds[name] = Rejected(reason, f"turn {number}: {problem}")
+            if isinstance(result, Rejected):
+                rounds[name] = Rejected(result.reason, f"turn {number}: {result.detail}")
                 del open_chats[name], waiting[name]
                 continue
-            kept = replace(result, fields=within(result.fields, words[name]))
-            done.append(kept)
+            assert isinstance(done, list)
+            done.append(replace(result, fields=within(result.fields, words[name])))
             open_chats[name] = result.prompt.answered(result.text)
             if not waiting[name]:
                 del open_chats[name], waiting[name]

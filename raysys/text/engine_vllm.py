@@ -99,7 +99,7 @@ class VllmEngine:
             detokenize_stage=False,
         )
         sampling = self._sampling.model_dump()
-        tokens = Tokens(settings.model, settings.revision)
+        tokens = self.count
 
         def request(row: dict[str, Any]) -> dict[str, Any]:
             return {

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
-from raysys.cluster import SMALL_CPUS, Resources, StagePlan, preflight
+from raysys.cluster import SMALL_CPUS, Resources, preflight
 from raysys.observe import get_logger, progress
 from raysys.schema import GENERATED_TOKENS, PROMPT_TOKENS
 from raysys.store import fingerprint, read_table, write_table
@@ -75,7 +76,7 @@ class Counters:
     failed: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    seconds: float = field(default=0.0)
+    seconds: float = 0.0
 
 
 def request_key(identity: dict[str, Any], request: Request) -> str:
@@ -83,39 +84,62 @@ def request_key(identity: dict[str, Any], request: Request) -> str:
     return fingerprint([identity, request.messages, request.max_tokens, json.loads(request.schema)])
 
 
-class DryRun:
+class Asker(ABC):
+    """Answers requests: from the cache where it can, each different one once."""
+
+    def __init__(self, engine: Engine, cache: ReplyCache) -> None:
+        self.engine, self._cache = engine, cache
+        self._identity = engine.identity()
+        self.counters = Counters()
+
+    def ask(self, requests: Sequence[Request], label: str = "") -> list[Reply]:
+        """The reply to each request, in order."""
+        keys = [request_key(self._identity, request) for request in requests]
+        wanted = dict(zip(keys, requests, strict=True))
+        found = self._cache.get(list(wanted))
+        missing = {key: wanted[key] for key in wanted if key not in found}
+        self.counters.asked += len(keys)
+        self.counters.cached += sum(key in found for key in keys)
+        if missing:
+            if found:
+                logger.info("%s: %d of %d replies found", label, len(found), len(wanted))
+            found |= self._answers(missing, label)
+        return [found[key] for key in keys]
+
+    @abstractmethod
+    def _answers(self, missing: dict[str, Request], label: str) -> dict[str, Reply]:
+        """Replies to what is not cached, by key."""
+
+
+class DryRun(Asker):
     """Asks nothing: every reply is the longest one allowed, so that cost can be foretold.
 
     It counts what `Generation` would ask: calls that are not cached, and their tokens at most.
     """
 
     def __init__(self, engine: Engine, cache: ReplyCache, longest: str) -> None:
-        self.engine, self._cache, self._longest = engine, cache, longest
-        self._identity = engine.identity()
-        self.counters = Counters()
+        super().__init__(engine, cache)
+        self._longest = longest
 
-    def ask(self, requests: Sequence[Request], label: str = "") -> list[Reply]:
-        """A made-up reply for each request that is not cached."""
-        keys = [request_key(self._identity, request) for request in requests]
-        found = self._cache.get(list(dict.fromkeys(keys)))
-        texts: dict[str, str] = {}
-        for key, request in zip(keys, requests, strict=True):
-            if key not in found:
-                texts[key] = "\n".join(message["content"] for message in request.messages)
+    def _answers(self, missing: dict[str, Request], label: str) -> dict[str, Reply]:
+        texts = [
+            "\n".join(message["content"] for message in request.messages)
+            for request in missing.values()
+        ]
         counters = self.counters
-        counters.asked += len(keys)
-        counters.cached += sum(key in found for key in keys)
         counters.generated += len(texts)
-        counters.prompt_tokens += int(self.engine.count(list(texts.values())).sum())
+        counters.prompt_tokens += int(self.engine.count(texts).sum())
         counters.generated_tokens += len(texts) * int(self.engine.count([self._longest])[0])
         rate = self._cache.rate(fingerprint(self._identity))
         if rate:
             counters.seconds = counters.generated_tokens / rate
-        return [found.get(key, Reply(self._longest)) for key in keys]
+        return dict.fromkeys(missing, Reply(self._longest))
 
 
-class Generation:
+class Generation(Asker):
     """An engine at work for one stage; starts it with the first reply that is not cached.
+
+    A request that fails in the engine is asked again once; then its reply has an `error`.
 
     Args:
         engine: writes the replies.
@@ -136,16 +160,14 @@ class Generation:
         have: Resources,
         block_rows: int,
     ) -> None:
-        self._engine, self._cache, self._stage = engine, cache, stage
-        self._feed, self._have, self._block_rows = folder / FEED, have, block_rows
-        self._identity = engine.identity()
-        self.counters = Counters()
+        super().__init__(engine, cache)
+        self._stage, self._have = stage, have
+        self._feed, self._block_rows = folder / FEED, block_rows
         self._replies: Iterator[pa.Table] | None = None
-        self._dataset: Dataset | None = None
         self._written = self._room = 0
 
     def __enter__(self) -> Self:
-        preflight(self._plan(), self._have)
+        preflight(self.engine.plan(self._stage, self._have), self._have)
         return self
 
     def __exit__(
@@ -156,34 +178,11 @@ class Generation:
     ) -> None:
         self._stop()
 
-    @property
-    def engine(self) -> Engine:
-        """The engine."""
-        return self._engine
-
-    def _plan(self) -> StagePlan:
-        return self._engine.plan(self._stage, self._have)
-
     def ask(self, requests: Sequence[Request], label: str = "") -> list[Reply]:
-        """The reply to each request, in order; equal requests are asked once.
+        """See `Asker.ask`; `label` is shown after the stage's name."""
+        return super().ask(requests, f"{self._stage} {label}".strip())
 
-        A request that fails in the engine is asked again once; then its reply has an `error`.
-        """
-        keys = [request_key(self._identity, request) for request in requests]
-        wanted = dict(zip(keys, requests, strict=True))
-        found = self._cache.get(list(wanted))
-        missing = {key: wanted[key] for key in wanted if key not in found}
-        self.counters.asked += len(keys)
-        self.counters.cached += sum(key in found for key in keys)
-        if missing:
-            if len(found):
-                logger.info(
-                    "%s: %d of %d replies found", self._stage, len(found), len(found) + len(missing)
-                )
-            found |= self._generate(missing, f"{self._stage} {label}".strip())
-        return [found[key] for key in keys]
-
-    def _generate(self, missing: dict[str, Request], label: str) -> dict[str, Reply]:
+    def _answers(self, missing: dict[str, Request], label: str) -> dict[str, Reply]:
         found: dict[str, Reply] = {}
         start = time.monotonic()
         with progress(label, len(missing)) as tracker:
@@ -207,8 +206,6 @@ class Generation:
         if counters.generated >= _ENOUGH_FOR_A_RATE:
             rate = counters.generated_tokens / max(counters.seconds, 1e-9)
             self._cache.keep_rate(fingerprint(self._identity), rate)
-        if len(found) < len(missing):
-            raise RuntimeError(f"{label}: {len(missing) - len(found)} requests were not answered")
         return found
 
     def _round(self, requests: dict[str, Request], *, alone: bool) -> Iterator[tuple[str, Reply]]:
@@ -264,14 +261,14 @@ class Generation:
         self._feed.mkdir(parents=True)
         self._written = 0
         self._room = min(_MOST_BLOCKS, _LEAST_BLOCKS + 4 * blocks)
-        self._dataset = self._engine.replies(_feed(self._feed, self._room))
+        replies = self.engine.replies(_feed(self._feed, self._room))
         self._replies = iter(
-            self._dataset.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
+            replies.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0)
         )
 
     def _stop(self) -> None:
         """Ray Data ends an execution when nobody holds its iterator any more."""
-        self._replies = self._dataset = None
+        self._replies = None
         shutil.rmtree(self._feed, ignore_errors=True)
 
 

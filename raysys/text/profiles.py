@@ -17,11 +17,12 @@ from pydantic import Field, model_validator
 
 from raysys.cluster import ClusterSettings, Resources
 from raysys.data.dataset import Dataset
-from raysys.schema import ENTITY_ID, FIELDS, PROFILES_FILE, SUMMARY, TITLE
+from raysys.schema import ENTITY_ID, FIELDS, PROFILES_FILE, SUMMARY, TITLE, TRAIN
 from raysys.store import StageReport, read_table
 from raysys.text.conversation import Evidence, converse, markdown
 from raysys.text.evidence import (
     describe_items,
+    histories,
     item_reviews,
     liked_and_disliked,
     reviews_of,
@@ -29,7 +30,7 @@ from raysys.text.evidence import (
     train_rows,
 )
 from raysys.text.prompts import Prompt, Prompts, Shown, load_prompts
-from raysys.text.stage import Text, TextSettings, publish, writing
+from raysys.text.stage import Text, TextSettings, latest_titles, publish, writing
 from raysys.text.structured import Fields, Rejected
 from raysys.text.writing import Written
 
@@ -274,13 +275,9 @@ def _fill_items(
             results[name] = Text(". ".join(parts), {}, "template")
 
 
-def _fill_users(dataset: Dataset, results: dict[str, Text | Rejected], shown: int = 10) -> None:
+def _fill_users(dataset: Dataset, results: dict[str, Text | Rejected]) -> None:
     """Give failed users a text of the titles of their latest train items."""
     titles = dataset.items[TITLE].to_pylist()
-    rows = train_rows(dataset)
-    users, items = dataset.user_rows[rows], dataset.item_rows[rows]
-    for row, name in enumerate(dataset.user_ids):
+    for name, items in zip(dataset.user_ids, histories(dataset, (TRAIN,)), strict=True):
         if isinstance(results[name], Rejected):
-            latest = [titles[item] for item in items[users == row][-shown:] if titles[item]]
-            if latest:
-                results[name] = Text("; ".join(latest), {}, "template")
+            results[name] = latest_titles(titles[item] for item in items) or results[name]

@@ -24,7 +24,7 @@ from pydantic import Field
 from raysys.errors import UserError
 from raysys.settings import Settings, nearest, parse_settings
 from raysys.store import fingerprint
-from raysys.text.structured import FieldSpec
+from raysys.text.structured import FieldSpec, ReplyForm
 
 #: A chat message as every engine takes it.
 Message = dict[str, str]
@@ -125,15 +125,16 @@ class Turn:
     reply: str | None = None
     example: bool = False
 
+    @cached_property
     def written(self) -> list[str]:
-        """The items as text."""
+        """The items as text; cleaning them is the slow part, so it is done once."""
         if self.show == "json":
             return [_as_json(item) for item in self.items]
         return [f"{number}. {_as_line(item)}" for number, item in enumerate(self.items, start=1)]
 
     def text(self) -> str:
         """The user's message."""
-        return f"{self.head}{self.separator.join(self.written())}{self.tail}"
+        return f"{self.head}{self.separator.join(self.written)}{self.tail}"
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,11 @@ class Prompts:
             if spec.words == "profile" or self.reasoning_words
         }
 
+    @cached_property
+    def form(self) -> ReplyForm:
+        """The form that a reply must have."""
+        return ReplyForm(self.fields, self.words, self.reasoning_words)
+
     def mark(self) -> dict[str, Any]:
         """What a manifest says of the prompts: versions, and a hash of every text."""
         domain = self.domain.model_dump(mode="json")
@@ -208,20 +214,8 @@ class Prompts:
         )
         optional = {key: text if key in parts else "" for key, text in spec.optional.items()}
         instruction = self._fill(spec.instruction, answer=described, **optional, **values)
-        solved = self._solved().get(name, ()) if self.examples else ()
-        turns = [
-            replace(
-                self.turn(name, example.items, previous=example.previous),
-                reply=json.dumps(
-                    {field: example.reply.get(field, "") for field in self.fields},
-                    ensure_ascii=False,
-                    separators=(",", ":"),
-                ),
-                example=True,
-            )
-            for example in solved
-        ]
-        return Prompt(instruction, (*turns, self.turn(name, items, **values)))
+        before = self._examples.get(name, ())
+        return Prompt(instruction, (*before, self.turn(name, items, **values)))
 
     def turn(self, name: str, items: Sequence[Shown], **values: str) -> Turn:
         """One question alone, to be put to an open chat."""
@@ -242,8 +236,25 @@ class Prompts:
         source = f"the domain file, prompts.{self.name}.{name}"
         return parse_settings(PromptSpec, {**spec.model_dump(), **changed}, source=source)
 
-    def _solved(self) -> dict[str, tuple[Example, ...]]:
-        return self.domain.examples.get(self.name, {})
+    @cached_property
+    def _examples(self) -> dict[str, tuple[Turn, ...]]:
+        """The solved cases of each prompt as answered turns; none where they are not asked for."""
+        solved = self.domain.examples.get(self.name, {}) if self.examples else {}
+        return {
+            name: tuple(
+                replace(
+                    self.turn(name, example.items, previous=example.previous),
+                    reply=json.dumps(
+                        {field: example.reply.get(field, "") for field in self.fields},
+                        ensure_ascii=False,
+                        separators=(",", ":"),
+                    ),
+                    example=True,
+                )
+                for example in examples
+            )
+            for name, examples in solved.items()
+        }
 
     def _fill(self, text: str, **values: str) -> str:
         known = self.domain.model_dump(include={"noun", "nouns", "activity", "history"})

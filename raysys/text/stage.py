@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +39,7 @@ from raysys.text.engines import build_engine
 from raysys.text.generation import DryRun, Generation
 from raysys.text.prompts import Prompts
 from raysys.text.quality import text_figures
-from raysys.text.structured import Fields, Rejected, ReplyForm, is_none
+from raysys.text.structured import Fields, Rejected, is_none
 from raysys.text.writing import Writer, Written
 
 CACHE_FILE = "replies.sqlite"
@@ -114,12 +113,11 @@ def writing(
     Args:
         dry: nothing is asked, see `DryRun`; `have` is not looked at.
     """
-    form = ReplyForm(prompts.fields, prompts.words, prompts.reasoning_words)
     limit = settings.engine.max_model_len
     engine = build_engine(settings.engine, cluster, settings.sampling)
     cache = ReplyCache(settings.cache or home() / CACHE_FILE)
     if dry:
-        yield Writer(DryRun(engine, cache, form.longest()), prompts, form, limit)
+        yield Writer(DryRun(engine, cache, prompts.form.longest()), prompts, limit)
         return
     with Generation(
         engine,
@@ -129,7 +127,13 @@ def writing(
         have=have,
         block_rows=settings.engine.batch_size,
     ) as generation:
-        yield Writer(generation, prompts, form, limit)
+        yield Writer(generation, prompts, limit)
+
+
+def latest_titles(titles: Iterable[Any], shown: int = 10) -> Text | None:
+    """What a failed user gets where a template is asked for: the latest titles, oldest first."""
+    latest = [str(title) for title in list(titles)[-shown:] if title]
+    return Text("; ".join(latest), {}, "template") if latest else None
 
 
 def publish(
@@ -167,9 +171,6 @@ def publish(
     table = pa.Table.from_pylist(texts, schema=schema)
     write_table(output / PROFILES_FILE, table)
     write_table(output / DEAD_LETTER_FILE, pa.Table.from_pylist(dead, schema=DEAD_LETTER_SCHEMA))
-    for path in output.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
     sources = Counter(table[SOURCE].to_pylist())
     return StageReport(
         counts={

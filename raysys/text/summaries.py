@@ -22,6 +22,7 @@ from raysys.schema import (
     HISTORY,
     ITEMS_READ,
     PROFILES_FILE,
+    SOURCE,
     SUMMARY,
     SUMMARY_SCHEMA,
     TITLE,
@@ -31,7 +32,7 @@ from raysys.schema import (
 from raysys.store import StageReport, fingerprint, read_table
 from raysys.text.evidence import DESCRIPTION, histories, item_columns
 from raysys.text.prompts import Prompt, Prompts, Shown, clean, load_prompts
-from raysys.text.stage import Text, TextSettings, publish, writing
+from raysys.text.stage import Text, TextSettings, latest_titles, publish, writing
 from raysys.text.structured import Rejected
 from raysys.text.writing import Writer, Written
 
@@ -188,7 +189,7 @@ def hierarchical(
         for name, history in told.items()
         for place, block in enumerate(history.blocks(block_items))
     }
-    #: The summaries of one level by user and place; a group of one needs no merge.
+    # The summaries of one level by user and place; a group of one needs no merge.
     found: dict[tuple[str, int], str] = {}
     level = 0
     while asked:
@@ -248,19 +249,13 @@ def _take_stored(settings: SummarySettings, told: Mapping[str, History]) -> dict
             continue
         history.start_from(row[SUMMARY], row[ITEMS_READ], row[HISTORY])
         if history.read == len(history.ids):
-            unchanged[row[ENTITY_ID]] = Text(row[SUMMARY], {"summary": row[SUMMARY]}, row["source"])
+            unchanged[row[ENTITY_ID]] = Text(row[SUMMARY], {"summary": row[SUMMARY]}, row[SOURCE])
     return unchanged
 
 
-def _fill(
-    told: Mapping[str, History], results: dict[str, Text | Rejected], shown: int = 10
-) -> None:
+def _fill(told: Mapping[str, History], results: dict[str, Text | Rejected]) -> None:
     """Give failed users a text of the titles of their latest items."""
     for name, history in told.items():
-        latest = [
-            str(item[TITLE])
-            for item in history.items[-shown:]
-            if not isinstance(item, str) and item.get(TITLE)
-        ]
-        if isinstance(results[name], Rejected) and latest:
-            results[name] = Text("; ".join(latest), {}, "template")
+        if isinstance(results[name], Rejected):
+            titles = (None if isinstance(item, str) else item.get(TITLE) for item in history.items)
+            results[name] = latest_titles(titles) or results[name]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from raysys.text.budget import Fitted, fit
 from raysys.text.cache import Reply
-from raysys.text.generation import Counters, DryRun, Generation, Request
+from raysys.text.generation import Asker, Counters, Request
 from raysys.text.prompts import Prompt, Prompts
 from raysys.text.quality import is_copied
-from raysys.text.structured import Fields, Rejected, ReplyForm
+from raysys.text.structured import Fields, Rejected
 
 #: How much of a reply that could not be used is shown again.
 _SHOWN_AGAIN = 2000
@@ -47,19 +47,17 @@ class WritingCounts:
 class Writer:
     """Writes texts of one form with one engine."""
 
-    def __init__(
-        self, generation: Generation | DryRun, prompts: Prompts, form: ReplyForm, limit: int
-    ) -> None:
-        self.form = form
+    def __init__(self, asker: Asker, prompts: Prompts, limit: int) -> None:
+        self.form = prompts.form
         self.counts = WritingCounts()
-        self._generation, self._prompts = generation, prompts
+        self._asker, self._prompts = asker, prompts
         self._schema = self.form.schema()
         self._limit = limit - self.form.max_tokens
 
     @property
     def asked(self) -> Counters:
         """What the engine was asked so far."""
-        return self._generation.counters
+        return self._asker.counters
 
     def write(
         self, prompts: Mapping[str, Prompt], label: str = ""
@@ -68,7 +66,7 @@ class Writer:
         counts = self.counts
         results: dict[str, Written | Rejected] = {}
         fitted: dict[str, Fitted] = {}
-        count = self._generation.engine.count
+        count = self._asker.engine.count
         cut = fit(list(prompts.values()), count, self._limit)
         for name, found in zip(prompts, cut, strict=True):
             if found is None:
@@ -104,7 +102,7 @@ class Writer:
     ) -> None:
         """Ask once more for what could not be used; `results` is filled in."""
         names = list(again)
-        cut = fit([again[name] for name in names], self._generation.engine.count, self._limit)
+        cut = fit([again[name] for name in names], self._asker.engine.count, self._limit)
         # Cut, it would ask for the repair of something that is no longer shown.
         fits = {
             name: kept.prompt
@@ -126,7 +124,7 @@ class Writer:
         ]
         if not requests:
             return {}
-        return dict(zip(prompts, self._generation.ask(requests, label), strict=True))
+        return dict(zip(prompts, self._asker.ask(requests, label), strict=True))
 
     def _parse(self, reply: Reply) -> Fields | Rejected:
         if reply.error:

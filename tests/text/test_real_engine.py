@@ -12,12 +12,12 @@ from raysys.text.engine import EngineSettings, SamplingSettings
 from raysys.text.engines import build_engine
 from raysys.text.generation import Generation, Request
 from raysys.text.prompts import load_prompts
-from raysys.text.structured import CHARACTERS_PER_WORD, ReplyForm
+from raysys.text.structured import CHARACTERS_PER_WORD
 
 WORDS = 12
 TITLES = ["Toy Story (1995)", "Alien (1979)", 'Say "Hi" \\ ünïcode', "Heat (1995)", "Ran (1985)"]
 PROMPTS = load_prompts("rlmrec", "movies", WORDS)
-FORM = ReplyForm(PROMPTS.fields, WORDS, 0)
+FORM = PROMPTS.form
 
 
 def request(title: str) -> Request:
@@ -54,10 +54,10 @@ def test_vllm_answers_rounds_with_one_engine_and_failures_do_not_stop_it(tmp_pat
         assert long.text == ""
         assert "maximum context length" in long.error
         assert generation.counters.failed == 1
-        before = generation._dataset
+        before = generation._replies
         again = generation.ask([request("Heat (1995)"), request("Brazil (1985)")])
         assert again[0] == good[3]
-        assert generation._dataset is before, "the engine was started again for the second round"
+        assert generation._replies is before, "the engine was started again for the second round"
         assert (generation.counters.cached, generation.counters.generated) == (1, 7)
         check([*good, again[1]])
     schema = json.loads(FORM.schema())
