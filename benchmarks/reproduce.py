@@ -7,6 +7,7 @@ one below RAYSYS_DATA. All items are ranked, train items are left out (RLMRec, Â
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -33,7 +34,7 @@ from raysys.models.published import published
 from raysys.models.registry import BACKBONES, ModelSettings, build_model
 from raysys.models.saved import Embeddings
 from raysys.schema import ITEM_ID, SPLIT, SPLITS, USER_ID
-from raysys.store import read_table
+from raysys.store import read_table, write_json
 from raysys.text.vectors import read_vectors
 from raysys.training.linear_models import fit
 from raysys.training.loop import WATCHED, GraphTraining, TrainSettings
@@ -41,7 +42,7 @@ from raysys.training.loop import WATCHED, GraphTraining, TrainSettings
 K = 20
 #: RLMRec's 3:1:1, for data sets without a split of their own.
 VALID, TEST, SPLIT_SEED = 0.2, 0.2, 2023
-GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
+GRIDS: dict[str, dict[str, tuple[float | str, ...]]] = {
     "itemknn": {"neighbours": (20, 50, 100, 200), "shrink": (0.0, 10.0, 50.0)},
     "ease": {"reg": (20.0, 50.0, 100.0, 200.0, 400.0)},
     "ease_sparse": {"solver": ("sparse",), "reg": (20.0, 50.0, 100.0), "neighbours": (50, 100)},
@@ -58,6 +59,7 @@ class Data:
         file = next(folder / name for name in INTERACTIONS if (folder / name).is_file())
         table = read_table(file)
         self.name = folder.name
+        digest = hashlib.sha256(file.read_bytes())
         users, items = (pc.unique(table[column]) for column in (USER_ID, ITEM_ID))
         rows = pc.index_in(table[USER_ID], value_set=users).to_numpy()
         columns = pc.index_in(table[ITEM_ID], value_set=items).to_numpy()
@@ -77,12 +79,14 @@ class Data:
         self.train, self.valid, self.test = map(matrix, SPLITS)
         self.profiles: Profiles | None = None
         if vectors is not None:
+            digest.update(vectors.read_bytes())
             ids = np.array([str(item) for item in items.to_pylist()], dtype=object)
             found = read_vectors(vectors, ITEM_ID, ids)
             nobody = np.zeros(len(users), dtype=bool)
             empty = np.zeros((len(users), found.values.shape[1]), dtype=np.float32)
             profiles = Profiles.of(empty, found.values, nobody, found.known)
             self.profiles = with_users_from_items(profiles, self.train)
+        self.digest = digest.hexdigest()[:12]
 
 
 class Bench:
@@ -186,21 +190,39 @@ def find_dataset(given: str) -> Path:
 
 
 def measure(
-    data: Data, names: list[str], seeds: int, patience: int
+    data: Data, names: list[str], seeds: int, patience: int, kept: Path | None = None
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Figures of each model after each seed: mean over the seeds so far, and sample deviation."""
+    """Figures of each model after each seed: mean over the seeds so far, and sample deviation.
+
+    `kept`: a folder of finished runs, one JSON file each, which are not run again. Files are named
+    after the data, not the code: after a change to a model, take another folder.
+    """
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     notes = {}
     for turn in range(seeds):
-        bench = Bench(data, 2023 + turn, patience)
+        seed = 2023 + turn
+        bench = Bench(data, seed, patience)
         for name in names:
-            start = time.perf_counter()
-            scorer, notes[name] = bench.fitted(name)
-            metrics = all_rank(scorer, data.train, data.test, [K]).metrics
-            runs[name].append(metrics)
-            seconds = time.perf_counter() - start
-            print(f"{name} {notes[name]}: {metrics} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+            file = (
+                kept / data.name / f"{name}-{seed}-{patience}-{data.digest}.json" if kept else None
+            )
+            if file and file.is_file():
+                run = json.loads(file.read_text())
+            else:
+                run = _run(bench, data, name)
+                if file:
+                    write_json(file, run)
+            print(f"{name} {seed}: {run}", file=sys.stderr, flush=True)
+            runs[name].append(run["metrics"])
+            notes[name] = run["chosen"]
         yield {name: _summary(results, notes[name]) for name, results in runs.items()}
+
+
+def _run(bench: Bench, data: Data, name: str) -> dict[str, Any]:
+    start = time.perf_counter()
+    scorer, chosen = bench.fitted(name)
+    metrics = all_rank(scorer, data.train, data.test, [K]).metrics
+    return {"metrics": metrics, "chosen": chosen, "seconds": round(time.perf_counter() - start)}
 
 
 def _summary(results: list[dict[str, float]], chosen: str) -> dict[str, Any]:
@@ -221,6 +243,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=Path, help="parquet of item_id and vector")
     parser.add_argument("--seeds", type=int, default=1, help="seeds 2023, 2024, â€¦")
     parser.add_argument("--patience", type=int, default=5, help="RLMRec's is 5")
+    parser.add_argument("--kept", type=Path, help="folder of finished runs, which are not repeated")
     parser.add_argument("--save", action="store_true", help=f"add the figures to {PAGE}")
     arguments = parser.parse_args()
     names = arguments.models.split(",")
@@ -228,7 +251,7 @@ def main() -> None:
     figures: dict[str, dict[str, Any]] = {}
     try:
         data = Data(find_dataset(arguments.dataset), arguments.vectors)
-        for figures in measure(data, names, arguments.seeds, arguments.patience):
+        for figures in measure(data, names, arguments.seeds, arguments.patience, arguments.kept):
             if arguments.save:
                 record(data.name, command, figures)
     except UserError as error:

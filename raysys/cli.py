@@ -29,7 +29,9 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Bring data sets into raysys.")
 assets_app = typer.Typer(no_args_is_help=True, help="Models and data sets that raysys can fetch.")
+finetune_app = typer.Typer(no_args_is_help=True, help="Fine-tune a language model.")
 app.add_typer(data_app, name="data")
+app.add_typer(finetune_app, name="finetune")
 app.add_typer(assets_app, name="assets")
 
 Config = Annotated[Path, typer.Argument(help="A .toml or .yaml file: see configs/.")]
@@ -227,6 +229,34 @@ def _run_stages(
         lines += [f"Lists:     {out / 'recommend' / 'recommendations.parquet'}"]
         lines += [f"Serve it:  raysys serve {out}"]
     _print(as_json, value, lines)
+
+
+@finetune_app.command("yes-no")
+def finetune_yes_no(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Fine-tune LLM-TRSR's yes/no recommender, and measure it on sampled candidates."""
+    from raysys.pipeline import YES_NO
+    from raysys.settings import load_settings
+    from raysys.stages.context import RunSettings
+
+    settings = load_settings(RunSettings, config, overrides or [])
+    before = ("data", "summaries") if settings.yes_no.summaries else ("data",)
+    _run_stages(config, overrides, (*before, *YES_NO), None, None, as_json)
+
+
+@app.command()
+def merge(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A fine-tuned run.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],
+    base: Annotated[
+        str | None, typer.Option(help="The base model, if it is no longer where it was.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write base model and adapters as one plain model, which vLLM loads."""
+    from raysys.stages.yes_no import merge_run
+
+    merge_run(run_folder, out.resolve(), base)
+    _print(as_json, {"model": str(out.resolve())}, [f"written to {out.resolve()}"])
 
 
 @data_app.command("import")

@@ -64,6 +64,22 @@ SUMMARY_SCHEMA = PROFILE_SCHEMA.append(pa.field(ITEMS_READ, pa.int64())).append(
     pa.field(HISTORY, pa.string())
 )
 
+#: Questions of the yes/no recommender as tokens: the prefix is shared by all candidates, of which
+#: the one at place `target` is the next item.
+CANDIDATES, TARGET, PREFIX, RECENT, CUT = "candidates", "target", "prefix", "recent", "cut"
+QUESTION_SCHEMA = pa.schema(
+    [
+        pa.field(USER_ID, pa.string(), nullable=False),
+        pa.field(SPLIT, pa.string(), nullable=False),
+        pa.field(ITEM_ID, pa.list_(pa.string()), nullable=False),
+        pa.field(TARGET, pa.int64(), nullable=False),
+        pa.field(PREFIX, pa.list_(pa.int32()), nullable=False),
+        pa.field(CANDIDATES, pa.list_(pa.list_(pa.int32())), nullable=False),
+        pa.field(RECENT, pa.int64(), nullable=False),
+        pa.field(CUT, pa.int64(), nullable=False),
+    ]
+)
+
 #: Rows that failed, kept with the reason: n_in = n_ok + n_dead_letter.
 DEAD_LETTER_SCHEMA = pa.schema(
     [

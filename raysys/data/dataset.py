@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,13 @@ class Dataset:
         """User rows and item rows of a split, int64, by user and in time order within a user."""
         chosen = self.labels == schema.SPLITS.index(split)
         return self.user_rows[chosen], self.item_rows[chosen]
+
+    def histories(self, *splits: str) -> list[Rows]:
+        """Item rows of each user in the named splits, oldest first: U arrays."""
+        chosen = np.isin(self.labels, [schema.SPLITS.index(split) for split in splits])
+        users, items = self.user_rows[chosen], self.item_rows[chosen]
+        bounds = np.searchsorted(users, np.arange(len(self.user_ids) + 1))
+        return [items[start:end] for start, end in pairwise(bounds)]
 
     def matrix(self, *splits: str) -> Any:
         """The interactions of the named splits (at least one) as a matrix.

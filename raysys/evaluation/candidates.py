@@ -11,6 +11,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
+#: What decides the best epoch and the early stop of models that rank candidates.
+WATCHED = "mrr@10"
+
+
+def question_metrics(
+    scores: np.ndarray, targets: Sequence[int], ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """`candidate_metrics` where the positive of each row stands at a place of its own.
+
+    Args:
+        scores: (n, 1 + m).
+        targets: (n,) place of the positive.
+    """
+    rows, places = np.arange(len(scores)), np.asarray(targets)
+    negatives = np.delete(scores, rows * scores.shape[1] + places).reshape(len(scores), -1)
+    return candidate_metrics(scores[rows, places], negatives, ks)
+
 
 def candidate_metrics(
     positives: np.ndarray, negatives: np.ndarray, ks: Sequence[int]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.sparse import csr_matrix
 
@@ -15,6 +14,7 @@ from raysys.graph.bipartite import BipartiteGraph
 from raysys.models.align import Aligned
 from raysys.models.base import Recommender
 from raysys.models.linear import Blend, BlendSettings, ItemWeights
+from raysys.models.parameters import load_parameters, parameters_of
 from raysys.models.profiles import Profiles
 from raysys.models.registry import ModelSettings, build_model
 from raysys.store import map_arrays, read_arrays, read_json, write_arrays, write_json
@@ -237,33 +237,6 @@ def restore_model(
     model = build_model(_about(folder).model, graph, profiles, seed=0)
     load_parameters(model, read_arrays(folder / PARAMETERS_FILE), folder / PARAMETERS_FILE)
     return model
-
-
-def parameters_of(model: Recommender) -> dict[str, np.ndarray]:
-    """All parameters by name, as copies on the CPU."""
-    return {
-        name: parameter.detach().cpu().numpy().copy()
-        for name, parameter in model.named_parameters()
-    }
-
-
-@torch.no_grad()
-def load_parameters(model: Recommender, arrays: dict[str, np.ndarray], source: Path) -> None:
-    """Set all parameters of `model`.
-
-    Raises:
-        UserError: names or shapes differ; `source` is named.
-    """
-    own = dict(model.named_parameters())
-    for name in sorted(own.keys() ^ arrays.keys()):
-        raise UserError(f"{source} does not fit this model: parameter '{name}' is not in both.")
-    for name, parameter in own.items():
-        if tuple(parameter.shape) != arrays[name].shape:
-            raise UserError(
-                f"{source} does not fit this model: '{name}' is {arrays[name].shape}, "
-                f"expected {tuple(parameter.shape)}."
-            )
-        parameter.copy_(torch.from_numpy(arrays[name]))
 
 
 def _about(folder: Path) -> SavedModel:

@@ -15,7 +15,7 @@ import torch
 
 from raysys.errors import UserError
 
-YES, NO = ("yes", "Yes", "YES"), ("no", "No", "NO")
+YES, NO = ("Yes", "yes", "YES"), ("No", "no", "NO")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class AnswerTokens:
                 )
             found[name] = tuple(single)
         return cls(**found)
+
+    def say(self, answer: bool) -> int:
+        """The token that an answer is trained as: the form that Figure 8 shows, if there is one."""
+        return (self.yes if answer else self.no)[0]
 
 
 class YesNoScorer:

@@ -22,6 +22,7 @@ from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
 from raysys.text.summaries import SummarySettings
 from raysys.training.loop import TrainSettings
+from raysys.training.yes_no import YesNoSettings
 
 
 class TrainedModelSettings(ModelSettings):
@@ -92,10 +93,12 @@ class RunSettings(Settings):
     """Summaries of users' histories, by `raysys summarize`."""
     embeddings: EmbeddingSettings = EmbeddingSettings()
     """Vectors of the profiles."""
-    models: dict[str, TrainedModelSettings] = Field(min_length=1)
+    models: dict[str, TrainedModelSettings] = Field(default_factory=dict)
     """The models to train, by name."""
     train: TrainSettings = TrainSettings()
     """Training of every model."""
+    yes_no: YesNoSettings = YesNoSettings()
+    """The yes/no recommender, by `raysys finetune yes-no`."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """Measurement."""
     recommend: RecommendSettings = RecommendSettings()

@@ -14,14 +14,17 @@ from raysys.schema import TRAIN
 from raysys.stages.context import RunContext, TrainedModelSettings
 from raysys.store import Manifest, StageReport, read_json
 from raysys.text.embeddings import VECTORS_FILE
-from raysys.training.graph_models import train_graph_model, user_error
-from raysys.training.jobs import HISTORY_FILE, RESULT_FILE, TrainJob, TrainResult
+from raysys.training.graph_models import train_graph_model
+from raysys.training.jobs import HISTORY_FILE, TrainJob, TrainResult
 from raysys.training.linear_models import train_linear_model
+from raysys.training.ray_train import RESULT_FILE, Placement, user_error
 
 
 def run(context: RunContext) -> tuple[Manifest, bool]:
     """Train all models into `RUN/train/NAME/`."""
     settings = context.settings
+    if not settings.models:
+        raise UserError("the config has no [models.NAME]: say which models to train.")
     reading = any(model.reads_profiles(model.grid) for model in settings.models.values())
     outside = {
         f"{name}.start_from": Path(model.start_from) / PARAMETERS_FILE
@@ -95,7 +98,7 @@ def _train(context: RunContext, output: Path) -> StageReport:
 def _fit_on_ray(job: TrainJob, work: Path) -> None:
     import ray
 
-    fit = ray.remote(num_cpus=job.cpus_per_worker, max_retries=0)(train_linear_model)
+    fit = ray.remote(num_cpus=job.placement.cpus_per_worker, max_retries=0)(train_linear_model)
     try:
         ray.get(fit.remote(job, work))
     except ray.exceptions.RayTaskError as error:
@@ -122,7 +125,5 @@ def _job(context: RunContext, model: TrainedModelSettings, worker: Pool, trained
         train_noise=model.train_noise,
         start_from=start,
         grid=model.grid,
-        workers=worker.actors,
-        cpus_per_worker=worker.cpus,
-        use_gpu=worker.gpus > 0,
+        placement=Placement(worker.actors, worker.cpus, worker.gpus > 0),
     )

@@ -154,20 +154,21 @@ class Tokens:
         """How many tokens each text has, (n,) int64."""
         if not texts:
             return np.zeros(0, np.int64)
-        tokenizer = _tokenizer(self.model, self.revision)
+        tokenizer = tokenizer_of(self.model, self.revision)
         found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return np.array([len(ids) for ids in found], np.int64)
 
     def chat(self, messages: list[dict[str, str]]) -> str:
         """A chat as the model's own template writes it, up to where its reply begins."""
-        text: str = _tokenizer(self.model, self.revision).apply_chat_template(
+        text: str = tokenizer_of(self.model, self.revision).apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
         return text
 
 
 @cache
-def _tokenizer(model: str, revision: str | None) -> Any:
+def tokenizer_of(model: str, revision: str | None) -> Any:
+    """The tokeniser of a model, loaded once in each process."""
     from transformers import AutoTokenizer
 
     # Long texts are what we count, no reason for a warning.

@@ -156,6 +156,8 @@ class VllmEngine:
                 "disable_any_whitespace": True,
             },
             "disable_log_stats": True,
+            # Nobody reads a reply before it is whole; each token alone would wake two processes.
+            "stream_interval": settings.max_model_len,
         }
 
     def environment(self, on_gpu: bool) -> dict[str, str]:

@@ -15,6 +15,7 @@ from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.schema import ITEM_ID, RATING, REVIEW, SPLITS, TITLE, TRAIN
 from raysys.settings import nearest
+from raysys.text.prompts import Shown
 
 DESCRIPTION = "description"
 Rows = np.ndarray[Any, Any]
@@ -32,6 +33,22 @@ def item_columns(items: pa.Table, wanted: tuple[str, ...], key: str) -> tuple[st
             close = nearest(name, items.column_names)
             raise UserError(f"{key}: items have no column '{name}': {close}")
     return wanted or tuple(name for name in items.column_names if name not in skip)
+
+
+def shown_items(items: pa.Table, wanted: tuple[str, ...], characters: int, key: str) -> list[Shown]:
+    """Each item's title, the columns asked for (none: all) and its description, as far as known.
+
+    Args:
+        characters: longer values are cut.
+        key: the setting that names the columns.
+    """
+    columns = item_columns(items, wanted, key)
+    if not wanted and DESCRIPTION in items.column_names:
+        columns = (*columns, DESCRIPTION)
+    return [
+        {name: str(value)[:characters] for name, value in row.items() if value not in (None, "")}
+        for row in items.select([TITLE, *columns]).to_pylist()
+    ]
 
 
 def describe_items(
@@ -137,12 +154,3 @@ def _pick(items: Rows, scores: Rows, mask: np.ndarray, limit: int, extreme: bool
         places = np.array(sorted(best), dtype=np.int64)
     kept: Rows = items[places[max(0, len(places) - limit) :]]
     return kept
-
-
-def histories(dataset: Dataset, splits: tuple[str, ...]) -> list[Rows]:
-    """Item rows of each user in the named splits, oldest first."""
-    labels = [SPLITS.index(split) for split in splits]
-    chosen = np.isin(dataset.labels, labels)
-    users, items = dataset.user_rows[chosen], dataset.item_rows[chosen]
-    bounds = np.searchsorted(users, np.arange(len(dataset.user_ids) + 1))
-    return [items[start:end] for start, end in pairwise(bounds)]

@@ -22,7 +22,6 @@ from raysys.store import StageReport, read_table
 from raysys.text.conversation import Evidence, converse, markdown
 from raysys.text.evidence import (
     describe_items,
-    histories,
     item_reviews,
     liked_and_disliked,
     reviews_of,
@@ -278,6 +277,6 @@ def _fill_items(
 def _fill_users(dataset: Dataset, results: dict[str, Text | Rejected]) -> None:
     """Give failed users a text of the titles of their latest train items."""
     titles = dataset.items[TITLE].to_pylist()
-    for name, items in zip(dataset.user_ids, histories(dataset, (TRAIN,)), strict=True):
+    for name, items in zip(dataset.user_ids, dataset.histories(TRAIN), strict=True):
         if isinstance(results[name], Rejected):
             results[name] = latest_titles(titles[item] for item in items) or results[name]

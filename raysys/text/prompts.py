@@ -130,7 +130,7 @@ class Turn:
         """The items as text; cleaning them is the slow part, so it is done once."""
         if self.show == "json":
             return [_as_json(item) for item in self.items]
-        return [f"{number}. {_as_line(item)}" for number, item in enumerate(self.items, start=1)]
+        return [f"{number}. {as_line(item)}" for number, item in enumerate(self.items, start=1)]
 
     def text(self) -> str:
         """The user's message."""
@@ -319,7 +319,8 @@ def _as_json(item: Shown) -> str:
     return json.dumps(shown, ensure_ascii=False)
 
 
-def _as_line(item: Shown) -> str:
+def as_line(item: Shown) -> str:
+    """An item as one line, `name: value; …`, what is not known left out."""
     if isinstance(item, str):
         return clean(item)
     known = {key: _plain(value) for key, value in item.items() if value}

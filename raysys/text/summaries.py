@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from raysys.cluster import ClusterSettings, Resources
+from raysys.data.candidates import drawn_users
 from raysys.data.dataset import Dataset
 from raysys.schema import (
     ENTITY_ID,
@@ -30,7 +31,7 @@ from raysys.schema import (
     VALID,
 )
 from raysys.store import StageReport, fingerprint, read_table
-from raysys.text.evidence import DESCRIPTION, histories, item_columns
+from raysys.text.evidence import shown_items
 from raysys.text.prompts import Prompt, Prompts, Shown, clean, load_prompts
 from raysys.text.stage import Text, TextSettings, latest_titles, publish, writing
 from raysys.text.structured import Rejected
@@ -60,6 +61,11 @@ class SummarySettings(TextSettings):
     """Only so many of the latest interactions are read; none: all."""
     splits: tuple[Literal["train", "valid"], ...] = ("train",)
     """What counts as history. Test never does."""
+    leave_out_latest: int = Field(default=0, ge=0)
+    """The latest interactions of these splits are not read: a recommender that learns to predict
+    them must not find them in the summary."""
+    users: int | None = Field(default=None, ge=1)
+    """Only so many users, drawn by `seed`; none: all."""
     update_from: Path | None = None
     """A folder of stored summaries (RUN/summaries): users whose history has grown since then
     cost one call for each new block, users whose history is the same none."""
@@ -104,7 +110,8 @@ def summarize(
     prompts = settings.prompts()
     told = user_histories(settings, dataset)
     unchanged = _take_stored(settings, told) if settings.update_from else {}
-    results: dict[str, Text | Rejected] = dict.fromkeys(dataset.user_ids, NO_HISTORY)
+    drawn = drawn_users(len(dataset.user_ids), settings.users, settings.seed)
+    results: dict[str, Text | Rejected] = dict.fromkeys(dataset.user_ids[drawn], NO_HISTORY)
     results |= unchanged
     todo = {name: history for name, history in told.items() if name not in unchanged}
     with writing("summaries", settings, prompts, cluster, have, output, dry=dry) as writer:
@@ -129,19 +136,18 @@ def summarize(
 
 
 def user_histories(settings: SummarySettings, dataset: Dataset) -> dict[str, History]:
-    """The histories of users who have one, by user id."""
-    columns = item_columns(dataset.items, settings.item_columns, "summaries.item_columns")
-    if not settings.item_columns and DESCRIPTION in dataset.items.column_names:
-        columns = (*columns, DESCRIPTION)
-    cut = settings.item_characters
-    shown: list[Shown] = [
-        {key: str(value)[:cut] for key, value in row.items() if value not in (None, "")}
-        for row in dataset.items.select([TITLE, *columns]).to_pylist()
-    ]
+    """The histories of the drawn users who have one, by user id."""
+    shown = shown_items(
+        dataset.items, settings.item_columns, settings.item_characters, "summaries.item_columns"
+    )
     splits = tuple(split for split in (TRAIN, VALID) if split in settings.splits)
     found = {}
-    for name, rows in zip(dataset.user_ids, histories(dataset, splits), strict=True):
-        kept: np.ndarray = rows[-settings.latest_items :] if settings.latest_items else rows
+    every = dataset.histories(*splits)
+    for user in drawn_users(len(every), settings.users, settings.seed).tolist():
+        name, rows = dataset.user_ids[user], every[user]
+        kept: np.ndarray = rows[: max(0, len(rows) - settings.leave_out_latest)]
+        if settings.latest_items:
+            kept = kept[-settings.latest_items :]
         if len(kept):
             found[name] = History([shown[row] for row in kept], list(dataset.item_ids[kept]))
     return found

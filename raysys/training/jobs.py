@@ -17,9 +17,9 @@ from raysys.models.registry import ModelSettings
 from raysys.schema import TRAIN, VALID
 from raysys.store import fingerprint
 from raysys.training.loop import TrainSettings
+from raysys.training.ray_train import Placement
 
 HISTORY_FILE = "history.json"
-RESULT_FILE = "training.json"
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,7 @@ class TrainJob:
         train_noise: fake interactions added to train, as a share of the true ones.
         start_from: folder of a saved model whose backbone parameters are the start.
         grid: settings of a linear model to choose among on validation, by name.
-        workers: Ray Train workers; each takes a share of every batch.
-        cpus_per_worker: logical CPUs that Ray reserves for each worker.
-        use_gpu: one GPU for each worker.
+        placement: what it takes of the cluster; does not change the result.
     """
 
     dataset: Path
@@ -49,9 +47,7 @@ class TrainJob:
     train_noise: float = 0.0
     start_from: Path | None = None
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    workers: int = 1
-    cpus_per_worker: float = 1.0
-    use_gpu: bool = False
+    placement: Placement = field(default_factory=Placement)
 
     def name(self) -> str:
         """A name that is the same only for the same job, so no other job's checkpoint is used."""

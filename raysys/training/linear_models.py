@@ -27,8 +27,9 @@ from raysys.models.registry import LINEAR, ModelSettings
 from raysys.models.saved import load_model, save_linear
 from raysys.settings import nearest, parse_settings
 from raysys.store import write_json
-from raysys.training.jobs import HISTORY_FILE, RESULT_FILE, TrainJob, TrainResult, load_inputs
+from raysys.training.jobs import HISTORY_FILE, TrainJob, TrainResult, load_inputs
 from raysys.training.loop import WATCHED
+from raysys.training.ray_train import RESULT_FILE
 
 Model = ItemWeights | Blend
 

@@ -22,7 +22,14 @@ from raysys.errors import UserError
 from raysys.evaluation.protocols import all_rank
 from raysys.graph.sampling import NegativeSampler
 from raysys.models.base import Batch, Recommender
-from raysys.models.saved import Embeddings, load_parameters, parameters_of
+from raysys.models.parameters import (
+    below,
+    load_optimizer_state,
+    load_parameters,
+    optimizer_state,
+    parameters_of,
+)
+from raysys.models.saved import Embeddings
 from raysys.settings import Settings
 from raysys.store import read_arrays, read_json, write_arrays, write_json
 from raysys.training.workers import Workers
@@ -143,9 +150,8 @@ class GraphTraining:
         """Write a checkpoint: safetensors and JSON."""
         arrays = {f"model/{name}": array for name, array in parameters_of(self.model).items()}
         arrays |= {f"best/{name}": array for name, array in self._best.items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                arrays[f"adam/{name}/{key}"] = value.detach().cpu().numpy()
+        adam = optimizer_state(self.model, self._optimizer)
+        arrays |= {f"adam/{name}": array for name, array in adam.items()}
         write_arrays(folder / _TENSORS_FILE, arrays)
         state = {
             "train": self._identity(),
@@ -167,16 +173,9 @@ class GraphTraining:
         if state.get("train") != self._identity():
             raise UserError(f"{folder / _STATE_FILE} is of another train split: train anew.")
         arrays, path = read_arrays(folder / _TENSORS_FILE), folder / _TENSORS_FILE
-        load_parameters(self.model, _below(arrays, "model/"), path)
-        self._best = _below(arrays, "best/")
-        for name, parameter in self.model.named_parameters():
-            # The step count is a scalar; safetensors gives it back as an array of one.
-            self._optimizer.state[parameter] = {
-                key: torch.from_numpy(value.reshape(()) if key == "step" else value).to(
-                    self._device, copy=True
-                )
-                for key, value in _below(arrays, f"adam/{name}/").items()
-            }
+        load_parameters(self.model, below(arrays, "model/"), path)
+        self._best = below(arrays, "best/")
+        load_optimizer_state(self.model, self._optimizer, below(arrays, "adam/"))
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_recall, self.stale = state["best_recall"], state["stale"]
         self.history = state["history"]
@@ -255,11 +254,3 @@ def _unseen(valid: csr_matrix, train: csr_matrix) -> csr_matrix | None:
     left = csr_matrix(valid - valid.multiply(train.astype(bool)), dtype=np.float32)
     left.eliminate_zeros()
     return left if left.nnz else None
-
-
-def _below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {
-        name.removeprefix(prefix): array
-        for name, array in arrays.items()
-        if name.startswith(prefix)
-    }

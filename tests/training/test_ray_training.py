@@ -27,6 +27,7 @@ from raysys.store import read_arrays
 from raysys.training.graph_models import train_graph_model
 from raysys.training.jobs import TrainJob
 from raysys.training.loop import GraphTraining, TrainSettings
+from raysys.training.ray_train import Placement
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_workers_equal_a_run_without_ray(workers: int, job: TrainJob, tmp_path: 
     watcher = threading.Thread(target=note_listeners, args=(found, done))
     watcher.start()
     try:
-        result = train_graph_model(replace(job, workers=workers), output)
+        result = train_graph_model(replace(job, placement=Placement(workers)), output)
     finally:
         done.set()
         watcher.join()

@@ -11,7 +11,8 @@ from toy_models import USERS, toy_model, toy_settings, toy_train, toy_valid
 
 from raysys.errors import UserError
 from raysys.evaluation.protocols import all_rank
-from raysys.models.saved import Embeddings, parameters_of
+from raysys.models.parameters import parameters_of
+from raysys.models.saved import Embeddings
 from raysys.training.loop import GraphTraining, TrainSettings, _seed
 
 

@@ -1,0 +1,244 @@
+"""Stages `yes_no_examples`, `yes_no_model`, `yes_no_evaluation`: LLM-TRSR's recommender."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysys.cluster import Pool, Resources, StagePlan, cores_per, preflight, share
+from raysys.errors import UserError
+from raysys.evaluation.candidates import question_metrics
+from raysys.evaluation.metrics import paired_bootstrap
+from raysys.observe import get_logger, progress
+from raysys.schema import ITEM_ID, TARGET, TEST, TRAIN, VALID
+from raysys.stages.context import RunContext
+from raysys.store import Manifest, RunDirectory, StageReport, read_arrays, write_arrays, write_json
+from raysys.training.language_models import HOW
+from raysys.training.ray_train import Placement
+from raysys.training.sequential import candidate_scores, train_sasrec
+from raysys.training.yes_no import (
+    ADAPTER_FOLDER,
+    FinetuneJob,
+    LoadedModel,
+    YesNoSettings,
+    build_examples,
+    finetune_yes_no,
+    merge,
+    questions_of,
+    read_questions,
+)
+
+EXAMPLES, MODEL, EVALUATION = "yes_no_examples", "yes_no_model", "yes_no_evaluation"
+METRICS_FILE, SCORES_FILE = "metrics.json", "scores.safetensors"
+#: Rows of the table: the fine-tuned model, the same without fine-tuning, and what reads no text.
+TUNED, ZERO_SHOT, POPULARITY, SASREC = "yes_no", "zero_shot", "popularity", "sasrec"
+#: Questions of one call; what a crash can cost.
+_BLOCK = 20
+logger = get_logger(__name__)
+
+
+def run_examples(context: RunContext) -> tuple[Manifest, bool]:
+    """Write questions as tokens into `RUN/yes_no_examples`.
+
+    Raises:
+        UserError: the summaries have read what is to be predicted.
+    """
+    settings, summaries = context.settings.yes_no, context.settings.summaries
+    if settings.summaries:
+        _refuse_leak(context)
+    unused = dict.fromkeys(("finetune", "sasrec", "ks"), True)
+    folder = context.run.path("summaries") if settings.summaries else None
+    if settings.summaries and summaries.users is not None and settings.users is None:
+        logger.warning("summaries.users is set and yes_no.users is not: most users have none")
+    return context.run.run_stage(
+        EXAMPLES,
+        {**settings.model_dump(mode="json", exclude=unused), **settings.about()},
+        ["data", "summaries"] if settings.summaries else ["data"],
+        lambda output: _build(context, folder, output),
+    )
+
+
+def run_model(context: RunContext) -> tuple[Manifest, bool]:
+    """Fine-tune into `RUN/yes_no_model/adapter`."""
+    settings = context.settings.yes_no
+    return context.run.run_stage(
+        MODEL,
+        {"finetune": settings.finetune.model_dump(mode="json", exclude=HOW), **settings.about()},
+        [EXAMPLES],
+        lambda output: _finetune(context, output),
+    )
+
+
+def run_evaluation(context: RunContext) -> tuple[Manifest, bool]:
+    """Measure the model, itself without fine-tuning, popularity and SASRec on the test split."""
+    settings = context.settings.yes_no
+    config = {"ks": settings.ks, "sasrec": settings.sasrec.model_dump(), "seed": settings.seed}
+    return context.run.run_stage(
+        EVALUATION,
+        config,
+        ["data", EXAMPLES, MODEL],
+        lambda output: _evaluate(context, output),
+    )
+
+
+def merge_run(run: Path, output: Path, base: str | None = None) -> None:
+    """Write the fine-tuned model of a run as a plain model.
+
+    Raises:
+        UserError: the run has none, `output` exists, or `base` is another model.
+    """
+    RunDirectory(run).require(MODEL, "raysys finetune yes-no CONFIG")
+    merge(run / MODEL / ADAPTER_FOLDER, output, base)
+
+
+def plan(context: RunContext, stage: str, have: Resources) -> StagePlan:
+    """Workers take a GPU each where there are enough, else an equal share of the CPUs."""
+    workers = context.settings.cluster.train_workers
+    gpus = 1.0 if have.gpus >= workers else 0.0
+    return StagePlan(stage, (Pool("worker", workers, share(have, workers, reserved=0.0), gpus),))
+
+
+def _refuse_leak(context: RunContext) -> None:
+    settings, summaries = context.settings.yes_no, context.settings.summaries
+    if summaries.splits != (TRAIN,) or summaries.leave_out_latest < settings.train_positives:
+        raise UserError(
+            "the summaries read the interactions that the model is trained to predict: set "
+            f'summaries.splits = ["train"] and summaries.leave_out_latest = '
+            f"{settings.train_positives} (now {list(summaries.splits)} and "
+            f"{summaries.leave_out_latest})."
+        )
+
+
+def _build(context: RunContext, summaries: Path | None, output: Path) -> StageReport:
+    preflight(StagePlan(EXAMPLES, ()), context.resources)
+    return build_examples(context.settings.yes_no, context.dataset, summaries, output)
+
+
+def _finetune(context: RunContext, output: Path) -> StageReport:
+    found = plan(context, MODEL, context.resources)
+    preflight(found, context.resources)
+    worker = found.pools[0]
+    job = FinetuneJob(
+        context.run.path(EXAMPLES),
+        context.settings.yes_no,
+        Placement(worker.actors, worker.cpus, worker.gpus > 0),
+    )
+    result = finetune_yes_no(job, output)
+    examples = result["examples"]
+    figures = {"epochs": result["epochs"], "best_epoch": result["best_epoch"]}
+    if result["best"] is not None:
+        figures["validation_mrr@10"] = result["best"]
+    return StageReport(counts={"in": examples, "ok": examples, "dead_letter": 0}, figures=figures)
+
+
+def _evaluate(context: RunContext, output: Path) -> StageReport:
+    settings, dataset = context.settings.yes_no, context.dataset
+    questions = questions_of(settings, dataset, TEST)
+    asked, table = read_questions(context.run.path(EXAMPLES), TEST)
+    ids = [dataset.item_ids[question.items].tolist() for question in questions]
+    if ids != table[ITEM_ID].to_pylist():
+        raise UserError(f"{context.run.path(EXAMPLES)} is of other settings: run it again.")
+    scores: dict[str, np.ndarray] = {}
+    adapter = context.run.path(MODEL) / ADAPTER_FOLDER
+    for name, folder in ((TUNED, adapter), (ZERO_SHOT, None)):
+        scores[name] = _score(context, name, folder, len(asked), output)
+    counts = np.bincount(dataset.pairs(TRAIN)[1], minlength=len(dataset.item_ids))
+    scores[POPULARITY] = np.stack([counts[question.items] for question in questions]).astype(float)
+    valid = questions_of(settings, dataset, VALID)
+    histories = dataset.histories(TRAIN)
+    model = train_sasrec(settings.sasrec, histories, len(dataset.item_ids), valid)
+    scores[SASREC] = candidate_scores(model, questions)
+    targets = table[TARGET].to_pylist()
+    metrics = {
+        name: question_metrics(found, targets, settings.ks) for name, found in scores.items()
+    }
+    write_json(output / METRICS_FILE, _summary(metrics, settings))
+    for name in (TUNED, ZERO_SHOT):
+        shutil.rmtree(output / f".{name}")
+    return StageReport(
+        counts={"in": len(questions), "ok": len(questions), "dead_letter": 0},
+        figures={
+            f"{name}_{key}": round(float(values.mean()), 4)
+            for name, found in metrics.items()
+            for key, values in found.items()
+        },
+    )
+
+
+def _summary(metrics: dict[str, dict[str, np.ndarray]], settings: YesNoSettings) -> dict[str, Any]:
+    """Means with 95 % intervals over questions, and the paired differences to the fine-tuned."""
+    nothing = {key: np.zeros_like(values) for key, values in metrics[TUNED].items()}
+
+    def against(found: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            key: dict(
+                zip(
+                    ("mean", "low", "high"),
+                    map(float, paired_bootstrap(values, other[key], settings.seed)),
+                    strict=True,
+                )
+            )
+            for key, values in found.items()
+        }
+
+    return {
+        "questions": len(next(iter(nothing.values()))),
+        "candidates": settings.negatives + 1,
+        "rows": {name: against(found, nothing) for name, found in metrics.items()},
+        f"{TUNED}_minus": {
+            name: against(metrics[TUNED], found) for name, found in metrics.items() if name != TUNED
+        },
+    }
+
+
+def _score(
+    context: RunContext, name: str, adapter: Path | None, questions: int, output: Path
+) -> np.ndarray:
+    """Scores of all questions, (n, 1 + m); blocks that were finished before are kept."""
+    import ray
+    from ray.util import ActorPool
+
+    found = plan(context, EVALUATION, context.resources)
+    preflight(found, context.resources)
+    pool = found.pools[0]
+    settings, examples = context.settings.yes_no, context.run.path(EXAMPLES)
+    work = output / f".{name}"
+    files = {start: work / f"{start}.safetensors" for start in range(0, questions, _BLOCK)}
+    todo = [start for start, file in files.items() if not file.is_file()]
+    if todo:
+        scorer: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(_Scorer)
+        actors = [
+            scorer.remote(settings, examples, adapter, pool.actors) for _ in range(pool.actors)
+        ]
+        scored = ActorPool(actors).map_unordered(
+            lambda actor, start: actor.score.remote(start), todo
+        )
+        with progress(name, questions) as tracker:
+            done = questions - _BLOCK * len(todo)
+            for start, block in scored:
+                write_arrays(files[start], {"scores": block})
+                done += len(block)
+                tracker.update(done)
+    parts = [read_arrays(file)["scores"] for file in files.values()]
+    return np.concatenate(parts)
+
+
+class _Scorer:
+    """A model on a worker, and the test questions."""
+
+    def __init__(
+        self, settings: YesNoSettings, examples: Path, adapter: Path | None, actors: int
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(cores_per(actors))
+        self._model = LoadedModel(settings, adapter)
+        self._questions = read_questions(examples, TEST)[0]
+
+    def score(self, start: int) -> tuple[int, np.ndarray]:
+        """`start`, and (block, 1 + m) scores of the questions from there on."""
+        block = self._questions[start : start + _BLOCK]
+        return start, np.stack([self._model.score(question) for question in block])

@@ -1,0 +1,329 @@
+"""Supervised fine-tuning of a yes/no language model with LoRA: no Ray, resumable at any step.
+
+LLM-TRSR §4.3, Eq. 1. What an optimiser step sees is decided by (seed, epoch, step) alone. How the
+step is cut into forward passes (by length, over several workers) changes the speed and not the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from raysys.errors import UserError
+from raysys.evaluation.candidates import WATCHED, question_metrics
+from raysys.models.lora import LoraSettings, body_and_head, token_losses
+from raysys.models.parameters import (
+    below,
+    load_optimizer_state,
+    load_parameters,
+    optimizer_state,
+    parameters_of,
+    trained,
+)
+from raysys.models.yes_no import YesNoScorer
+from raysys.settings import Settings
+from raysys.store import read_arrays, read_json, write_arrays, write_json
+from raysys.training.workers import Workers
+
+_STATE_FILE = "state.json"
+_TENSORS_FILE = "state.safetensors"
+
+
+class FinetuneSettings(Settings):
+    """How the language model is fine-tuned. Defaults: LLM-TRSR."""
+
+    lora: LoraSettings = LoraSettings()
+    """The adapters."""
+    loss: Literal["prompt", "answer"] = "prompt"
+    """`prompt`: on every token, the paper's Eq. 1. `answer`: on the answer alone."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """AdamW's step size at the start; it falls linearly to 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's."""
+    clip: float = Field(default=1.0, gt=0)
+    """Longer gradients are shortened to this norm."""
+    batch_size: int = Field(default=64, ge=1)
+    """Prompts of an optimiser step, over all workers together."""
+    pass_tokens: int = Field(default=4096, ge=1)
+    """Tokens of one forward pass, padding included; a step takes as many passes as it needs."""
+    bucketing: bool = True
+    """Passes are of prompts of like length; else each is padded to `max_tokens`."""
+    epochs: int = Field(default=8, ge=1)
+    """Passes over the examples, at most."""
+    patience: int = Field(default=2, ge=1)
+    """Epochs without a better validation MRR@10 after which training stops."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp`: each worker keeps a share of every layer, for models larger than one GPU."""
+    seed: int = Field(default=2023, ge=0)
+    """Adapters' start, order and dropout all follow from it."""
+    checkpoint_every: int = Field(default=20, ge=1)
+    """Optimiser steps between checkpoints: what a crash can cost."""
+    max_failures: int = Field(default=3, ge=0)
+    """Crashes of a worker that are answered by a restart from the newest checkpoint."""
+
+
+#: Settings of how a model is fine-tuned, which leave what it learns as it is.
+HOW = {
+    *("pass_tokens", "bucketing", "gradient_checkpointing", "sharding"),
+    *("checkpoint_every", "max_failures"),
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One user's candidates as tokens: a shared prefix, and the rest of each prompt."""
+
+    prefix: list[int]
+    candidates: list[list[int]]
+    target: int
+
+
+class YesNoTraining:
+    """One fine-tuning run: model, optimiser, and how far it has come.
+
+    Args:
+        model: a peft model on its device; trained in place.
+        examples: (n,) whole prompts, the answer's token last.
+        valid: questions for the early stop; none: all epochs, and the last is the best.
+        scorer: of the same model.
+        settings: see `FinetuneSettings`.
+        pad_id: fills up shorter rows.
+        max_tokens: the longest prompt there can be.
+        workers: this worker's place among all.
+
+    Attributes:
+        epoch, step: finished epochs, and finished steps of the next.
+        history: one row an epoch: epoch (from 1), loss a token, mrr@10 or null.
+        best_epoch, best: of the best validation so far.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        examples: Sequence[Sequence[int]],
+        valid: Sequence[Question],
+        scorer: YesNoScorer,
+        settings: FinetuneSettings,
+        pad_id: int,
+        max_tokens: int,
+        workers: Workers | None = None,
+    ) -> None:
+        if not examples:
+            raise UserError("there is no training example: no user has a history and a target.")
+        self.model, self.settings, self.workers = model, settings, workers or Workers()
+        self.epoch = self.step = self.best_epoch = self.stale = 0
+        self.best: float | None = None
+        self.history: list[dict[str, float | None]] = []
+        self._examples = [np.asarray(example, dtype=np.int64) for example in examples]
+        self._lengths = np.array([len(example) for example in self._examples])
+        self._valid, self._scorer = valid, scorer
+        self._pad_id, self._max_tokens = pad_id, max_tokens
+        self._body, self._head = body_and_head(model)
+        self._device = next(model.parameters()).device
+        if settings.gradient_checkpointing:
+            self._body.gradient_checkpointing_enable({"use_reentrant": False})
+            # The frozen embeddings would cut the graph between the checkpoints.
+            model.enable_input_require_grads()
+        if settings.sharding == "fsdp":
+            _shard(self._body)
+        self._parameters = list(trained(model).values())
+        self._optimizer = torch.optim.AdamW(
+            self._parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._losses = torch.zeros(2, dtype=torch.float64)
+        self._best = parameters_of(model)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return math.ceil(len(self._examples) / self.settings.batch_size)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done or patience is used up."""
+        return self.epoch >= self.settings.epochs or self.stale >= self.settings.patience
+
+    def run(self, after_step: Callable[[YesNoTraining], None] | None = None) -> None:
+        """Train until `finished`; `after_step` may save a checkpoint or show progress."""
+        while not self.finished:
+            self.train_step()
+            if after_step is not None:
+                after_step(self)
+
+    def train_step(self) -> None:
+        """One optimiser step; after the last of an epoch, validation.
+
+        Raises:
+            UserError: the loss is no longer a finite number.
+        """
+        settings = self.settings
+        done = self.epoch * self.steps + self.step
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.learning_rate * (1 - done / (self.steps * settings.epochs))
+        self._optimizer.zero_grad(set_to_none=True)
+        self.model.train()
+        passes = self.passes()
+        tokens = sum(self._labels(rows) for rows in passes)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for number, rows in self._mine(passes):
+            torch.manual_seed(_seed(settings.seed, self.epoch, self.step, number))
+            loss = self._loss(rows) / tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if settings.sharding == "none":
+            self.workers.add_up_gradients(self._parameters)
+        torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
+        self._optimizer.step()
+        self.workers.add_up(total)
+        if not math.isfinite(float(total)):
+            raise UserError(
+                f"the loss is not finite in epoch {self.epoch + 1}: lower "
+                f"yes_no.finetune.learning_rate (now {settings.learning_rate:g})."
+            )
+        self._losses += torch.tensor([float(total) * tokens, tokens])
+        self.step += 1
+        if self.step == self.steps:
+            self._end_epoch()
+
+    def passes(self) -> list[np.ndarray]:
+        """The examples of the next step, cut into forward passes: arrays of rows."""
+        settings = self.settings
+        order = np.random.default_rng([settings.seed, self.epoch]).permutation(len(self._examples))
+        rows = order[self.step * settings.batch_size :][: settings.batch_size]
+        if settings.bucketing:
+            rows = rows[np.argsort(-self._lengths[rows], kind="stable")]
+        passes: list[list[int]] = []
+        room = 0
+        for row in rows.tolist():
+            if room < 1:
+                width = self._lengths[row] if settings.bucketing else self._max_tokens
+                room = max(1, settings.pass_tokens // width)
+                passes.append([])
+            passes[-1].append(row)
+            room -= 1
+        return [np.array(rows) for rows in passes]
+
+    @property
+    def loss(self) -> float:
+        """Loss a token in the current epoch so far, or in the last one."""
+        if self._losses[1] > 0:
+            return float(self._losses[0] / self._losses[1])
+        return float(self.history[-1]["loss"] or 0.0) if self.history else math.nan
+
+    def restore_best(self) -> None:
+        """Set the adapters to those of the best epoch."""
+        load_parameters(self.model, self._best, Path("the best epoch"))
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint: safetensors and JSON. With sharding all workers must call."""
+        arrays = {f"model/{name}": array for name, array in parameters_of(self.model).items()}
+        arrays |= {f"best/{name}": array for name, array in self._best.items()}
+        adam = optimizer_state(self.model, self._optimizer)
+        arrays |= {f"adam/{name}": array for name, array in adam.items()}
+        if not self.workers.first:
+            return
+        write_arrays(folder / _TENSORS_FILE, arrays)
+        kept = ("epoch", "step", "best_epoch", "stale", "best", "history")
+        state = {name: getattr(self, name) for name in kept}
+        write_json(folder / _STATE_FILE, {**state, "losses": self._losses.tolist()})
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint of the same run.
+
+        Raises:
+            UserError: files are missing, broken or of other adapters.
+        """
+        state: dict[str, Any] = read_json(folder / _STATE_FILE)
+        arrays, path = read_arrays(folder / _TENSORS_FILE), folder / _TENSORS_FILE
+        load_parameters(self.model, below(arrays, "model/"), path)
+        self._best = below(arrays, "best/")
+        load_optimizer_state(self.model, self._optimizer, below(arrays, "adam/"))
+        self._losses = torch.tensor(state.pop("losses"), dtype=torch.float64)
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def validate(self) -> float:
+        """MRR@10 over the validation questions, each worker scoring its share."""
+        number, count = (
+            (self.workers.number, self.workers.count)
+            # Sharded layers are gathered by all workers together.
+            if self.settings.sharding == "none"
+            else (0, 1)
+        )
+        self.model.eval()
+        figures = torch.zeros(2, dtype=torch.float64, device=self._device)
+        for question in self._valid[number::count]:
+            scores = self._scorer.shared(question.prefix, question.candidates)
+            found = question_metrics(scores[None].cpu().numpy(), [question.target], [10])
+            figures += torch.tensor([found[WATCHED][0], 1.0], device=self._device)
+        if count > 1:
+            self.workers.add_up(figures)
+        return float(figures[0] / figures[1])
+
+    def _end_epoch(self) -> None:
+        self.epoch, self.step = self.epoch + 1, 0
+        watched = self.validate() if self._valid else None
+        self.history.append({"epoch": self.epoch, "loss": self.loss, WATCHED: watched})
+        self._losses.zero_()
+        if watched is None or self.best is None or watched > self.best:
+            self.best_epoch, self.best, self.stale = self.epoch, watched, 0
+            self._best = parameters_of(self.model)
+        else:
+            self.stale += 1
+
+    def _mine(self, passes: list[np.ndarray]) -> list[tuple[int, np.ndarray]]:
+        """This worker's passes with their numbers; with sharding as many on every worker."""
+        mine = list(enumerate(passes))[self.workers.number :: self.workers.count]
+        if self.settings.sharding == "fsdp":
+            most = math.ceil(len(passes) / self.workers.count)
+            mine += [(len(passes), np.empty(0, dtype=np.int64))] * (most - len(mine))
+        return mine
+
+    def _labels(self, rows: np.ndarray) -> int:
+        """Tokens of these rows that the loss is a sum over."""
+        return len(rows) if self.settings.loss == "answer" else int((self._lengths[rows] - 1).sum())
+
+    def _loss(self, rows: np.ndarray) -> torch.Tensor:
+        """Summed loss of one forward pass; of no rows, a zero that takes part in everything."""
+        if not len(rows):
+            return 0 * self._loss(np.zeros(1, dtype=np.int64))
+        width = self._lengths[rows].max() if self.settings.bucketing else self._max_tokens
+        ids = torch.full((len(rows), int(width)), self._pad_id)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            tokens = self._examples[row]
+            ids[place, : len(tokens)] = torch.from_numpy(tokens)
+            mask[place, : len(tokens)] = 1
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+            hidden = self._body(
+                input_ids=ids, attention_mask=mask, use_cache=False
+            ).last_hidden_state  # (b, L, d)
+            if self.settings.loss == "answer":
+                last = mask.sum(dim=1) - 1
+                chosen = torch.arange(len(rows), device=self._device)
+                return token_losses(hidden[chosen, last - 1], ids[chosen, last], self._head)
+            real = mask[:, 1:].bool()
+            return token_losses(hidden[:, :-1][real], ids[:, 1:][real], self._head)
+
+
+def _shard(body: Any) -> None:
+    """Split every layer over all workers; gradients are summed, not averaged."""
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in body.layers:
+        fully_shard(layer).set_gradient_divide_factor(1.0)
+
+
+def _seed(seed: int, epoch: int, step: int, number: int) -> int:
+    sequence = np.random.SeedSequence(seed, spawn_key=(epoch, step, number))
+    return int(sequence.generate_state(1, np.uint64)[0])
