@@ -77,26 +77,30 @@ def body_and_head(model: Any) -> tuple[Any, Any]:
     return causal.base_model, causal.get_output_embeddings()
 
 
-def token_losses(hidden: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module) -> torch.Tensor:
-    """Sum of −log Pr(label) (LLM-TRSR Eq. 1), a chunk of logits in memory at a time.
+def token_losses(
+    hidden: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, head: torch.nn.Module
+) -> torch.Tensor:
+    """Weighted sum of −log Pr(label) (LLM-TRSR Eq. 1), a chunk of logits in memory at a time.
 
     Args:
         hidden: (n, d) states of the positions before the labels.
         labels: (n,) token ids.
+        weights: (n,) how often each counts.
         head: (n, d) → (n, V) logits.
 
     Returns:
         A float32 scalar.
     """
 
-    def chunk_loss(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(head(states).float(), targets, reduction="sum")
+    def chunk_loss(
+        states: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor
+    ) -> torch.Tensor:
+        return F.cross_entropy(head(states).float(), targets, reduction="none") @ counts
 
     total = hidden.new_zeros((), dtype=torch.float32)
-    for states, targets in zip(
-        torch.split(hidden, _CHUNK), torch.split(labels, _CHUNK), strict=True
-    ):
-        loss: torch.Tensor = checkpoint(chunk_loss, states, targets, use_reentrant=False)
+    chunks = (torch.split(one, _CHUNK) for one in (hidden, labels, weights))
+    for chunk in zip(*chunks, strict=True):
+        loss: torch.Tensor = checkpoint(chunk_loss, *chunk, use_reentrant=False)
         total = total + loss
     return total
 

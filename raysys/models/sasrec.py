@@ -1,8 +1,8 @@
 """SASRec: self-attention over a user's sequence of items (Kang and McAuley, 2018).
 
 n sequences, at most L items of each, I items, d the width. It reads ids alone, no text: what a
-language model that reads texts has to beat. Trained with the cross-entropy over all items, which
-ranks better than the paper's one sampled negative (Klenitskiy and Vasilev, 2023).
+language model that reads texts has to beat. Trained with the cross-entropy against many sampled
+items, which ranks better than the paper's one (Klenitskiy and Vasilev, 2023).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class SASRecSettings(Settings):
     """Adam's step size."""
     batch_size: int = Field(default=128, ge=1)
     """Sequences of a step."""
+    negatives: int = Field(default=512, ge=1)
+    """Items drawn for each step, uniform over all, that its targets are told from."""
     epochs: int = Field(default=100, ge=1)
     """Passes over all sequences, at most."""
     patience: int = Field(default=5, ge=1)
@@ -106,9 +108,18 @@ def padded(histories: Sequence[np.ndarray], length: int) -> torch.Tensor:
     return torch.from_numpy(rows)
 
 
-def next_item_loss(model: SASRec, sequences: torch.Tensor) -> torch.Tensor:
-    """Mean −log Pr(next item) over all places that have a next item."""
+def next_item_loss(model: SASRec, sequences: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+    """Mean −log Pr(next item) among itself and the negatives, over all places that have one.
+
+    Args:
+        sequences: (n, L) see `SASRec`.
+        negatives: (m,) item rows; those that are a place's target do not count there.
+    """
     inputs, targets = sequences[:, :-1], sequences[:, 1:]
     real = targets > 0
-    logits = model(inputs)[real] @ model.items.weight[1:].T  # (places, I)
-    return F.cross_entropy(logits, targets[real] - 1)
+    states, wanted = model(inputs)[real], targets[real]  # (p, d), (p,)
+    positive = (states * model.items(wanted)).sum(dim=1, keepdim=True)
+    others = states @ model.items(negatives + 1).T  # (p, m)
+    others = others.masked_fill(wanted[:, None] == negatives + 1, -torch.inf)
+    logits = torch.cat([positive, others], dim=1)
+    return F.cross_entropy(logits, torch.zeros_like(wanted))

@@ -8,13 +8,16 @@ serves them all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from raysys.errors import UserError
 
+#: Tokens of candidates that stand beside each other in one row.
+_ROW_TOKENS = 4096
 YES, NO = ("Yes", "yes", "YES"), ("No", "no", "NO")
 
 
@@ -50,6 +53,122 @@ class AnswerTokens:
         return (self.yes if answer else self.no)[0]
 
 
+@dataclass(frozen=True)
+class Question:
+    """Candidates of one user as tokens: a shared prefix, and the rest of each prompt.
+
+    Attributes:
+        prefix: (P,) tokens up to the candidate.
+        candidates: the tokens from there to where the answer stands.
+        target: place of the candidate whose answer is yes; −1: none is.
+    """
+
+    prefix: list[int]
+    candidates: list[list[int]]
+    target: int
+
+    @property
+    def length(self) -> int:
+        """Tokens, the prefix counted once."""
+        return len(self.prefix) + sum(map(len, self.candidates))
+
+    def alone(self) -> list[Question]:
+        """The same prompts as questions of one candidate each."""
+        return [
+            Question(self.prefix, [tokens], 0 if place == self.target else -1)
+            for place, tokens in enumerate(self.candidates)
+        ]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Questions as rows: prefix, then every candidate, none of which sees another.
+
+    Attributes:
+        ids, positions, segments: (b, L) tokens; their places in their own prompt; 0 in a prefix,
+            k in the k-th candidate, −1 where filled up.
+        sources: (n,) places in the flattened (b · L) rows whose state predicts a label.
+        labels: (n,) the tokens predicted there.
+        weights: (n,) of how many prompts each label is part.
+        is_answer: (n,) bool, labels that are answers.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    segments: torch.Tensor
+    sources: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    is_answer: torch.Tensor
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on `device`."""
+        return Packed(**{one.name: getattr(self, one.name).to(device) for one in fields(self)})
+
+    def mask(self, dtype: torch.dtype) -> torch.Tensor:
+        """(b, 1, L, L): 0 where a token sees another, the least number where it does not."""
+        length = self.ids.shape[1]
+        earlier = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
+        mine = self.segments[:, :, None] == self.segments[:, None, :]
+        seen = earlier & (mine | (self.segments == 0)[:, None, :])
+        hidden = torch.zeros(seen.shape, dtype=dtype, device=self.ids.device)
+        return hidden.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def pack(questions: Sequence[Question], answers: AnswerTokens, pad_id: int, width: int) -> Packed:
+    """Rows of `width` tokens that hold all prompts of each question, the prefix once.
+
+    The losses of the labels, times their weights, sum up to those of the prompts one by one.
+    """
+    shape = (len(questions), width)
+    ids, positions = np.full(shape, pad_id), np.zeros(shape, np.int64)
+    segments = np.full(shape, -1)
+    found: list[tuple[int, int, int, bool]] = []
+    for row, question in enumerate(questions):
+        size = len(question.prefix)
+        ids[row, :size], positions[row, :size] = question.prefix, np.arange(size)
+        segments[row, :size] = 0
+        start = row * width
+        prompts = len(question.candidates)
+        found += [
+            (start + place, token, prompts, False)
+            for place, token in enumerate(question.prefix[1:])
+        ]
+        at = size
+        for number, tokens in enumerate(question.candidates):
+            end = at + len(tokens)
+            ids[row, at:end], segments[row, at:end] = tokens, number + 1
+            positions[row, at:end] = size + np.arange(len(tokens))
+            # The end of the prefix predicts each candidate's first token.
+            before = [start + size - 1, *range(start + at, start + end - 1)]
+            found += [(place, token, 1, False) for place, token in zip(before, tokens, strict=True)]
+            found.append((start + end - 1, answers.say(number == question.target), 1, True))
+            at = end
+    sources, labels, weights, is_answer = (torch.tensor(one) for one in zip(*found, strict=True))
+    return Packed(
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        torch.from_numpy(segments),
+        sources,
+        labels,
+        weights.float(),
+        is_answer,
+    )
+
+
+def _rows(prefix: Sequence[int], candidates: Sequence[Sequence[int]]) -> list[Question]:
+    """The candidates as few rows; attention takes the square of a row's length."""
+    rows: list[list[list[int]]] = [[]]
+    room = _ROW_TOKENS
+    for tokens in candidates:
+        if rows[-1] and len(tokens) > room:
+            rows.append([])
+            room = _ROW_TOKENS
+        rows[-1].append(list(tokens))
+        room -= len(tokens)
+    return [Question(list(prefix), row, -1) for row in rows]
+
+
 class YesNoScorer:
     """Scores candidates with fp32 logit(yes) − logit(no) at the last real token.
 
@@ -64,7 +183,7 @@ class YesNoScorer:
     """
 
     def __init__(self, model: Any, answers: AnswerTokens, pad_id: int) -> None:
-        self._model, self._pad_id = model.eval(), pad_id
+        self._model, self._answers, self._pad_id = model.eval(), answers, pad_id
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._body, self._head = causal.base_model, causal.get_output_embeddings()
         device = self._head.weight.device
@@ -82,20 +201,16 @@ class YesNoScorer:
         Returns:
             (n,) float32.
         """
-        device, length = self._yes.device, len(prefix)
-        first = self._body(input_ids=torch.tensor([list(prefix)], device=device), use_cache=True)
-        cache = first.past_key_values
-        cache.batch_repeat_interleave(len(candidates))
-        ids, mask, last = self._padded(candidates, "right")
-        seen = torch.ones(len(candidates), length, dtype=mask.dtype, device=device)
+        rows = _rows(prefix, candidates)
+        width = max(row.length for row in rows)
+        packed = pack(rows, self._answers, self._pad_id, width).to(self._yes.device)
         hidden = self._body(
-            input_ids=ids,
-            attention_mask=torch.cat([seen, mask], dim=1),
-            position_ids=length + torch.arange(ids.shape[1], device=device).expand_as(ids),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state  # (n, m, d)
-        return self._difference(hidden, last)
+            input_ids=packed.ids,
+            attention_mask=packed.mask(self._head.weight.dtype),
+            position_ids=packed.positions,
+            use_cache=False,
+        ).last_hidden_state  # (rows, L, d)
+        return self._difference(hidden.flatten(0, 1)[packed.sources[packed.is_answer]])
 
     @torch.inference_mode()
     def plain(
@@ -111,7 +226,7 @@ class YesNoScorer:
         hidden = self._body(
             input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state  # (n, L, d)
-        return self._difference(hidden, last)
+        return self._difference(hidden[torch.arange(len(last), device=last.device), last])
 
     def _padded(
         self, rows: Sequence[Sequence[int]], padding: Literal["left", "right"]
@@ -133,10 +248,9 @@ class YesNoScorer:
         device = self._yes.device
         return ids.to(device), mask.to(device), last.to(device)
 
-    def _difference(self, hidden: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """Logits at the last position alone, of the answers' tokens alone; in float32."""
-        rows = torch.arange(len(last), device=last.device)
-        states = hidden[rows, last].float()  # (n, d)
+    def _difference(self, last: torch.Tensor) -> torch.Tensor:
+        """(n, d) states of the last tokens -> (n,) in float32; no other logit is computed."""
+        states = last.float()
         weight, bias = self._head.weight, getattr(self._head, "bias", None)
 
         def logit(tokens: torch.Tensor) -> torch.Tensor:

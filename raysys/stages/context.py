@@ -22,7 +22,7 @@ from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
 from raysys.text.summaries import SummarySettings
 from raysys.training.loop import TrainSettings
-from raysys.training.yes_no import YesNoSettings
+from raysys.training.yes_no_examples import YesNoSettings
 
 
 class TrainedModelSettings(ModelSettings):

@@ -23,10 +23,12 @@ from raysys.training.yes_no import (
     ADAPTER_FOLDER,
     FinetuneJob,
     LoadedModel,
-    YesNoSettings,
-    build_examples,
     finetune_yes_no,
     merge,
+)
+from raysys.training.yes_no_examples import (
+    YesNoSettings,
+    build_examples,
     questions_of,
     read_questions,
 )

@@ -55,7 +55,7 @@ def _train(job: TrainJob, worker: Worker) -> dict[str, Any] | None:
 
     def after_epoch(training: GraphTraining) -> None:
         due = training.finished or training.epoch % job.train.checkpoint_every == 0
-        report(training, training.epoch, due)
+        report(training, training.epoch, training.history[-1]["loss"], due)
 
     training.run(after_epoch)
     if not worker.workers.first:

@@ -1,14 +1,14 @@
 """Supervised fine-tuning of a yes/no language model with LoRA: no Ray, resumable at any step.
 
 LLM-TRSR §4.3, Eq. 1. What an optimiser step sees is decided by (seed, epoch, step) alone. How the
-step is cut into forward passes (by length, over several workers) changes the speed and not the sum.
+step is cut into forward passes (by length, prompts with a common prefix in one row, over several
+workers) changes the speed and not the sum.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from raysys.models.parameters import (
     parameters_of,
     trained,
 )
-from raysys.models.yes_no import YesNoScorer
+from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer, pack
 from raysys.settings import Settings
 from raysys.store import read_arrays, read_json, write_arrays, write_json
 from raysys.training.workers import Workers
@@ -50,11 +50,13 @@ class FinetuneSettings(Settings):
     clip: float = Field(default=1.0, gt=0)
     """Longer gradients are shortened to this norm."""
     batch_size: int = Field(default=64, ge=1)
-    """Prompts of an optimiser step, over all workers together."""
-    pass_tokens: int = Field(default=4096, ge=1)
+    """Prompts of an optimiser step, over all workers together; a question's prompts stay
+    together, so it may be a few less."""
+    pass_tokens: int = Field(default=2048, ge=1)
     """Tokens of one forward pass, padding included; a step takes as many passes as it needs."""
     bucketing: bool = True
-    """Passes are of prompts of like length; else each is padded to `max_tokens`."""
+    """A question's prompts are one row that holds their prefix once, and passes are of rows of
+    like length; else each prompt is a row of its own, padded to `max_tokens`."""
     epochs: int = Field(default=8, ge=1)
     """Passes over the examples, at most."""
     patience: int = Field(default=2, ge=1)
@@ -78,23 +80,14 @@ HOW = {
 }
 
 
-@dataclass(frozen=True)
-class Question:
-    """One user's candidates as tokens: a shared prefix, and the rest of each prompt."""
-
-    prefix: list[int]
-    candidates: list[list[int]]
-    target: int
-
-
 class YesNoTraining:
     """One fine-tuning run: model, optimiser, and how far it has come.
 
     Args:
         model: a peft model on its device; trained in place.
-        examples: (n,) whole prompts, the answer's token last.
+        questions: what is learnt.
         valid: questions for the early stop; none: all epochs, and the last is the best.
-        scorer: of the same model.
+        answers: the answer tokens.
         settings: see `FinetuneSettings`.
         pad_id: fills up shorter rows.
         max_tokens: the longest prompt there can be.
@@ -109,23 +102,23 @@ class YesNoTraining:
     def __init__(
         self,
         model: Any,
-        examples: Sequence[Sequence[int]],
+        questions: Sequence[Question],
         valid: Sequence[Question],
-        scorer: YesNoScorer,
+        answers: AnswerTokens,
         settings: FinetuneSettings,
         pad_id: int,
         max_tokens: int,
         workers: Workers | None = None,
     ) -> None:
-        if not examples:
+        if not questions:
             raise UserError("there is no training example: no user has a history and a target.")
         self.model, self.settings, self.workers = model, settings, workers or Workers()
         self.epoch = self.step = self.best_epoch = self.stale = 0
         self.best: float | None = None
         self.history: list[dict[str, float | None]] = []
-        self._examples = [np.asarray(example, dtype=np.int64) for example in examples]
-        self._lengths = np.array([len(example) for example in self._examples])
-        self._valid, self._scorer = valid, scorer
+        self._questions, self._valid = list(questions), valid
+        self._answers = answers
+        self._scorer = YesNoScorer(model, answers, pad_id)
         self._pad_id, self._max_tokens = pad_id, max_tokens
         self._body, self._head = body_and_head(model)
         self._device = next(model.parameters()).device
@@ -145,7 +138,7 @@ class YesNoTraining:
     @property
     def steps(self) -> int:
         """Optimiser steps of an epoch."""
-        return math.ceil(len(self._examples) / self.settings.batch_size)
+        return steps_of_epoch(self._questions, self.settings.batch_size)
 
     @property
     def finished(self) -> bool:
@@ -172,7 +165,7 @@ class YesNoTraining:
         self._optimizer.zero_grad(set_to_none=True)
         self.model.train()
         passes = self.passes()
-        tokens = sum(self._labels(rows) for rows in passes)
+        tokens = sum(self._tokens(row) for rows in passes for row in rows)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for number, rows in self._mine(passes):
             torch.manual_seed(_seed(settings.seed, self.epoch, self.step, number))
@@ -194,23 +187,26 @@ class YesNoTraining:
         if self.step == self.steps:
             self._end_epoch()
 
-    def passes(self) -> list[np.ndarray]:
-        """The examples of the next step, cut into forward passes: arrays of rows."""
+    def passes(self) -> list[list[Question]]:
+        """The rows of the next step, cut into forward passes."""
         settings = self.settings
-        order = np.random.default_rng([settings.seed, self.epoch]).permutation(len(self._examples))
-        rows = order[self.step * settings.batch_size :][: settings.batch_size]
+        questions = self._questions
+        order = np.random.default_rng([settings.seed, self.epoch]).permutation(len(questions))
+        size = _questions_of_step(questions, settings.batch_size)
+        rows = [questions[place] for place in order[self.step * size :][:size]]
         if settings.bucketing:
-            rows = rows[np.argsort(-self._lengths[rows], kind="stable")]
-        passes: list[list[int]] = []
+            rows.sort(key=lambda row: -row.length)
+        else:
+            rows = [one for row in rows for one in row.alone()]
+        passes: list[list[Question]] = []
         room = 0
-        for row in rows.tolist():
+        for row in rows:
             if room < 1:
-                width = self._lengths[row] if settings.bucketing else self._max_tokens
-                room = max(1, settings.pass_tokens // width)
+                room = max(1, settings.pass_tokens // self._width(row))
                 passes.append([])
             passes[-1].append(row)
             room -= 1
-        return [np.array(rows) for rows in passes]
+        return passes
 
     @property
     def loss(self) -> float:
@@ -280,40 +276,49 @@ class YesNoTraining:
         else:
             self.stale += 1
 
-    def _mine(self, passes: list[np.ndarray]) -> list[tuple[int, np.ndarray]]:
+    def _mine(self, passes: list[list[Question]]) -> list[tuple[int, list[Question]]]:
         """This worker's passes with their numbers; with sharding as many on every worker."""
         mine = list(enumerate(passes))[self.workers.number :: self.workers.count]
         if self.settings.sharding == "fsdp":
             most = math.ceil(len(passes) / self.workers.count)
-            mine += [(len(passes), np.empty(0, dtype=np.int64))] * (most - len(mine))
+            mine += [(len(passes), [])] * (most - len(mine))
         return mine
 
-    def _labels(self, rows: np.ndarray) -> int:
-        """Tokens of these rows that the loss is a sum over."""
-        return len(rows) if self.settings.loss == "answer" else int((self._lengths[rows] - 1).sum())
+    def _width(self, row: Question) -> int:
+        return row.length if self.settings.bucketing else self._max_tokens
 
-    def _loss(self, rows: np.ndarray) -> torch.Tensor:
+    def _tokens(self, row: Question) -> int:
+        """Tokens of a row's prompts that the loss is a sum over."""
+        prompts = len(row.candidates)
+        if self.settings.loss == "answer":
+            return prompts
+        return prompts * len(row.prefix) + sum(map(len, row.candidates))
+
+    def _loss(self, rows: list[Question]) -> torch.Tensor:
         """Summed loss of one forward pass; of no rows, a zero that takes part in everything."""
-        if not len(rows):
-            return 0 * self._loss(np.zeros(1, dtype=np.int64))
-        width = self._lengths[rows].max() if self.settings.bucketing else self._max_tokens
-        ids = torch.full((len(rows), int(width)), self._pad_id)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            tokens = self._examples[row]
-            ids[place, : len(tokens)] = torch.from_numpy(tokens)
-            mask[place, : len(tokens)] = 1
-        ids, mask = ids.to(self._device), mask.to(self._device)
+        if not rows:
+            return 0 * self._loss(self._questions[:1])
+        packed = pack(rows, self._answers, self._pad_id, max(map(self._width, rows)))
+        on = packed.to(self._device)
         with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
             hidden = self._body(
-                input_ids=ids, attention_mask=mask, use_cache=False
+                input_ids=on.ids,
+                attention_mask=on.mask(self._head.weight.dtype),
+                position_ids=on.positions,
+                use_cache=False,
             ).last_hidden_state  # (b, L, d)
-            if self.settings.loss == "answer":
-                last = mask.sum(dim=1) - 1
-                chosen = torch.arange(len(rows), device=self._device)
-                return token_losses(hidden[chosen, last - 1], ids[chosen, last], self._head)
-            real = mask[:, 1:].bool()
-            return token_losses(hidden[:, :-1][real], ids[:, 1:][real], self._head)
+            kept = on.is_answer if self.settings.loss == "answer" else slice(None)
+            states = hidden.flatten(0, 1)[on.sources[kept]]
+            return token_losses(states, on.labels[kept], on.weights[kept], self._head)
+
+
+def steps_of_epoch(questions: Sequence[Question], batch_size: int) -> int:
+    """Optimiser steps that see every question once."""
+    return math.ceil(len(questions) / _questions_of_step(questions, batch_size))
+
+
+def _questions_of_step(questions: Sequence[Question], batch_size: int) -> int:
+    return max(1, batch_size // len(questions[0].candidates))
 
 
 def _shard(body: Any) -> None:

@@ -147,7 +147,9 @@ class GraphTraining:
         load_parameters(self.model, self._best, Path("the best epoch"))
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint: safetensors and JSON."""
+        """Write a checkpoint: safetensors and JSON, on the first worker."""
+        if not self.workers.first:
+            return
         arrays = {f"model/{name}": array for name, array in parameters_of(self.model).items()}
         arrays |= {f"best/{name}": array for name, array in self._best.items()}
         adam = optimizer_state(self.model, self._optimizer)

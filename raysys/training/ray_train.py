@@ -53,7 +53,6 @@ class Loop(Protocol):
     """A training that can be stopped after any epoch."""
 
     workers: Workers
-    history: list[dict[str, float | None]]
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint."""
@@ -96,26 +95,26 @@ class Reporter:
         self._output = output
         self._noted = 0.0
 
-    def __call__(self, loop: Loop, step: int, due: bool) -> None:
-        """Note the newest row of the history; with `due`, keep a checkpoint.
+    def __call__(self, loop: Loop, step: int, loss: float | None, due: bool) -> None:
+        """Note how far the training is; with `due`, keep a checkpoint.
 
         Args:
-            step: how far the training is, on the scale of `fit`'s `steps`.
+            step: on the scale of `fit`'s `steps`.
+            loss: is shown.
         """
         import ray.train
 
-        row = loop.history[-1]
         if loop.workers.first and time.monotonic() - self._noted >= 1.0:
             self._noted = time.monotonic()
-            write_json(self._output / _PROGRESS_FILE, {"step": step, "loss": row["loss"]})
+            write_json(self._output / _PROGRESS_FILE, {"step": step, "loss": loss})
         if not due:
             return
-        metrics = {"step": step, "loss": row["loss"]}
-        if not loop.workers.first:
-            ray.train.report(metrics)
-            return
+        metrics = {"step": step, "loss": loss}
         with tempfile.TemporaryDirectory() as folder:
             loop.save(Path(folder))
+            if not loop.workers.first:
+                ray.train.report(metrics)
+                return
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 

@@ -1,224 +1,33 @@
-"""The yes/no recommender from a data set to a fine-tuned model: examples, then LoRA on Ray Train.
+"""Fine-tune the yes/no recommender on Ray Train; load, score with and merge what came out.
 
-LLM-TRSR §4.3 and §5.1. Histories, targets and negatives are chosen here; Ray Data turns them into
-tokens, Ray Train fine-tunes.
+LLM-TRSR §4.3.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from pydantic import Field
 
 from raysys.assets import model_path
-from raysys.cluster import SMALL_CPUS
-from raysys.data.candidates import Candidates, drawn_users, next_items
-from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.models.lora import load_base, merged, with_lora
-from raysys.models.sasrec import SASRecSettings
-from raysys.models.yes_no import AnswerTokens, YesNoScorer
-from raysys.schema import (
-    CANDIDATES,
-    CUT,
-    ITEM_ID,
-    PREFIX,
-    QUESTION_SCHEMA,
-    RECENT,
-    SPLIT,
-    SPLITS,
-    SUMMARY,
-    TARGET,
-    TEST,
-    TRAIN,
-    USER_ID,
-    VALID,
-)
-from raysys.settings import Settings
-from raysys.store import (
-    StageReport,
-    fingerprint,
-    read_json,
-    read_table,
-    write_json,
-    write_table,
-)
+from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer
+from raysys.schema import TRAIN, VALID
+from raysys.store import fingerprint, read_json, write_json
 from raysys.text.engine import model_identity, tokenizer_of
-from raysys.text.evidence import shown_items
-from raysys.text.profiles import summaries_in_order
-from raysys.text.prompts import Prompts, as_line, load_prompts
-from raysys.text.yes_no import YesNoPrompts
-from raysys.training.language_models import FinetuneSettings, Question, YesNoTraining
-from raysys.training.ray_train import Placement, Worker, fit, user_error
+from raysys.training.language_models import YesNoTraining, steps_of_epoch
+from raysys.training.ray_train import Placement, Worker, fit
+from raysys.training.yes_no_examples import YesNoSettings, read_questions
 
-QUESTIONS_FILE = "questions.parquet"
 ADAPTER_FOLDER = "adapter"
 #: What an adapter was made on: the base model, its answer tokens, the prompts.
 ABOUT_FILE = "yes_no.json"
-_BLOCK = 64
-_NUMBER = "number"
-_ENGLISH = {TRAIN: "training", VALID: "validation", TEST: "test"}
-
-
-class YesNoSettings(Settings):
-    """The yes/no recommender. Defaults: LLM-TRSR."""
-
-    model: str = "smollm2-135m-instruct"
-    """The base model: an asset name, a local folder, or a hub id."""
-    revision: str | None = None
-    """Of a hub model."""
-    domain: str = "products"
-    """What the things are: movies, books, products, games, news, businesses, or a .toml file."""
-    summaries: bool = True
-    """Show the summaries of the run; false: recent items alone (TALLRec's form)."""
-    recent_items: int = Field(default=3, ge=0, le=50)
-    """Latest items shown."""
-    item_columns: tuple[str, ...] = ()
-    """Item columns shown beside the title; empty: all."""
-    item_characters: int = Field(default=500, ge=20)
-    """Longer texts of an item are cut."""
-    max_tokens: int = Field(default=2048, ge=64)
-    """Of a prompt with its answer; recent items, then the summary are cut to fit."""
-    users: int | None = Field(default=None, ge=1)
-    """Only so many users, drawn by `seed`; none: all."""
-    train_positives: int = Field(default=1, ge=1)
-    """Latest train interactions of each user that are learnt to predict."""
-    train_negatives: int = Field(default=1, ge=1)
-    """Sampled items for each of them."""
-    negatives: int = Field(default=20, ge=1)
-    """Sampled items for each validation and test target."""
-    valid_questions: int = Field(default=200, ge=1)
-    """Validation targets that decide when to stop."""
-    test_questions: int | None = Field(default=1000, ge=1)
-    """Test targets that are measured; none: all."""
-    ks: tuple[int, ...] = Field(default=(3, 5, 10), min_length=1)
-    """Cut-offs."""
-    seed: int = Field(default=2023, ge=0)
-    """Draws users and negatives."""
-    finetune: FinetuneSettings = FinetuneSettings()
-    """How the model is fine-tuned."""
-    sasrec: SASRecSettings = SASRecSettings()
-    """The sequential baseline."""
-
-    def prompts(self) -> Prompts:
-        """The one prompt."""
-        return load_prompts("yes_no", self.domain, words=0)
-
-    def about(self) -> dict[str, Any]:
-        """What an adapter is bound to: base model, answer tokens by form, prompts."""
-        tokenizer = tokenizer_of(self.model, self.revision)
-        answers = AnswerTokens.of(tokenizer)
-        return {
-            "base": model_identity(self.model, self.revision),
-            "yes": {str(token): tokenizer.decode([token]) for token in answers.yes},
-            "no": {str(token): tokenizer.decode([token]) for token in answers.no},
-            "prompts": self.prompts().mark(),
-        }
-
-
-def questions_of(settings: YesNoSettings, dataset: Dataset, split: str) -> list[Candidates]:
-    """The questions of a split, chosen and sampled; see `next_items`."""
-    drawn = drawn_users(len(dataset.user_ids), settings.users, settings.seed)
-    negatives = settings.train_negatives if split == TRAIN else settings.negatives
-    found = list(
-        next_items(dataset, split, drawn, negatives, settings.seed, settings.train_positives)
-    )
-    if split == TRAIN:
-        return found
-    limit = settings.valid_questions if split == VALID else settings.test_questions
-    kept = drawn_users(len(found), limit, settings.seed)
-    return [found[place] for place in kept]
-
-
-def build_examples(
-    settings: YesNoSettings, dataset: Dataset, summaries: Path | None, output: Path
-) -> StageReport:
-    """Write the questions of all splits as tokens, on Ray Data.
-
-    Args:
-        summaries: folder of the users' summaries; None: none are shown.
-
-    Raises:
-        UserError: drawn users for whom no summary was tried, a candidate too long, no questions.
-    """
-    import ray.data
-    from ray.exceptions import RayTaskError
-
-    told = _summaries(settings, dataset, summaries)
-    rows: list[dict[str, Any]] = []
-    skipped = 0
-    for split in SPLITS:
-        chosen = questions_of(settings, dataset, split)
-        if not chosen:
-            raise UserError(f"no user has a {_ENGLISH[split]} question: import more interactions.")
-        if split == TRAIN:
-            # Without any history there is nothing to learn from; valid and test show NULL.
-            usable = [question for question in chosen if len(question.history)]
-            skipped, chosen = len(chosen) - len(usable), usable
-        rows += [_row(settings, dataset, told, split, question) for question in chosen]
-    shown = [
-        as_line(item)[: settings.item_characters] or "title: unknown"
-        for item in shown_items(
-            dataset.items, settings.item_columns, settings.item_characters, "yes_no.item_columns"
-        )
-    ]
-    texts = ray.put(shown)
-    table = pa.Table.from_pylist([{_NUMBER: place, **row} for place, row in enumerate(rows)])
-    blocks = [table.slice(start, _BLOCK) for start in range(0, len(table), _BLOCK)]
-    tokens = ray.data.from_arrow(blocks).map_batches(
-        partial(_tokenise, settings, texts),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=SMALL_CPUS,
-    )
-    try:
-        parts = [one for one in tokens.iter_batches(batch_size=None, batch_format="pyarrow")]
-    except RayTaskError as error:
-        mistake = user_error(error)
-        raise mistake or error from None
-    # Blocks come back in any order.
-    found = pa.concat_tables(parts).sort_by(_NUMBER).drop([_NUMBER]).cast(QUESTION_SCHEMA)
-    write_table(output / QUESTIONS_FILE, found)
-    counts = Counter(found[SPLIT].to_pylist())
-    lengths = [len(prefix) for prefix in found[PREFIX].to_pylist()]
-    return StageReport(
-        counts={"in": len(rows) + skipped, "ok": len(rows), "dead_letter": skipped},
-        dropped={"no_history_before_the_target": skipped} if skipped else {},
-        figures={
-            **{f"{name}_questions": float(counts[name]) for name in SPLITS},
-            "without_summary": float(sum(not row[SUMMARY] for row in rows)),
-            "cut_questions": float(sum(cut > 0 for cut in found[CUT].to_pylist())),
-            "prefix_tokens_mean": float(np.mean(lengths)),
-            "prefix_tokens_max": float(max(lengths)),
-        },
-    )
-
-
-def read_questions(path: Path, split: str) -> tuple[list[Question], pa.Table]:
-    """The questions of a split as tokens, and their rows."""
-    table = read_table(path / QUESTIONS_FILE, QUESTION_SCHEMA.names)
-    table = table.filter(pc.equal(table[SPLIT], split))
-    columns = (table[name].to_pylist() for name in (PREFIX, CANDIDATES, TARGET))
-    return [Question(*row) for row in zip(*columns, strict=True)], table
-
-
-def examples_of(questions: Sequence[Question], answers: AnswerTokens) -> list[list[int]]:
-    """Whole prompts with their answers: one for each candidate."""
-    return [
-        [*question.prefix, *tokens, answers.say(place == question.target)]
-        for question in questions
-        for place, tokens in enumerate(question.candidates)
-    ]
 
 
 @dataclass(frozen=True)
@@ -247,14 +56,13 @@ def finetune_yes_no(job: FinetuneJob, output: Path) -> dict[str, Any]:
     output = output.resolve()
     settings = job.settings
     questions, _ = read_questions(job.examples, TRAIN)
-    examples = sum(len(question.candidates) for question in questions)
-    steps = settings.finetune.epochs * -(-examples // settings.finetune.batch_size)
+    steps = steps_of_epoch(questions, settings.finetune.batch_size)
     return fit(
         partial(_finetune, job),
         output,
         job.name(),
         job.placement,
-        steps=steps,
+        steps=settings.finetune.epochs * steps,
         max_failures=settings.finetune.max_failures,
     )
 
@@ -267,12 +75,12 @@ def _finetune(job: FinetuneJob, worker: Worker) -> dict[str, Any] | None:
     base = load_base(model_path(settings.model), settings.revision, worker.device)
     model = with_lora(base, settings.finetune.lora, settings.finetune.seed)
     pad = pad_token(tokenizer)
-    examples = examples_of(read_questions(job.examples, TRAIN)[0], answers)
+    questions, valid = (read_questions(job.examples, split)[0] for split in (TRAIN, VALID))
     training = YesNoTraining(
         model,
-        examples,
-        read_questions(job.examples, VALID)[0],
-        YesNoScorer(model, answers, pad),
+        questions,
+        valid,
+        answers,
         settings.finetune,
         pad,
         settings.max_tokens,
@@ -283,7 +91,8 @@ def _finetune(job: FinetuneJob, worker: Worker) -> dict[str, Any] | None:
 
     def after_step(training: YesNoTraining) -> None:
         done = training.epoch * training.steps + training.step
-        report(training, done, training.finished or done % settings.finetune.checkpoint_every == 0)
+        due = training.finished or done % settings.finetune.checkpoint_every == 0
+        report(training, done, training.loss, due)
 
     training.run(after_step)
     training.restore_best()
@@ -298,7 +107,7 @@ def _finetune(job: FinetuneJob, worker: Worker) -> dict[str, Any] | None:
         "epochs": training.epoch,
         "best_epoch": training.best_epoch,
         "best": training.best,
-        "examples": len(examples),
+        "examples": sum(len(question.candidates) for question in questions),
         "history": training.history,
     }
 
@@ -363,64 +172,3 @@ def pad_token(tokenizer: Any) -> int:
     """A token to fill up with; it is never attended to, so any will do."""
     found = tokenizer.pad_token_id
     return int(tokenizer.eos_token_id or 0) if found is None else int(found)
-
-
-def _summaries(
-    settings: YesNoSettings, dataset: Dataset, folder: Path | None
-) -> dict[int, str | None]:
-    """The summary of each drawn user row."""
-    drawn = drawn_users(len(dataset.user_ids), settings.users, settings.seed)
-    if folder is None:
-        return {}
-    found = summaries_in_order(folder, dataset.user_ids[drawn])
-    if not any(found):
-        raise UserError(
-            f"{folder} has a summary for none of the drawn users: give [summaries] and [yes_no] "
-            "the same users and seed."
-        )
-    return dict(zip(drawn.tolist(), found, strict=True))
-
-
-def _row(
-    settings: YesNoSettings,
-    dataset: Dataset,
-    told: dict[int, str | None],
-    split: str,
-    question: Candidates,
-) -> dict[str, Any]:
-    kept = question.history[max(0, len(question.history) - settings.recent_items) :]
-    return {
-        USER_ID: dataset.user_ids[question.user],
-        SPLIT: split,
-        SUMMARY: told.get(question.user) or "",
-        RECENT: kept.tolist(),
-        CANDIDATES: question.items.tolist(),
-        ITEM_ID: dataset.item_ids[question.items].tolist(),
-        TARGET: question.target,
-    }
-
-
-def _tokenise(settings: YesNoSettings, texts: Any, batch: pa.Table) -> pa.Table:
-    """Questions as rows → questions as tokens; runs in Ray Data's tasks."""
-    import ray
-
-    shown: list[str] = ray.get(texts)
-    tokenizer = tokenizer_of(settings.model, settings.revision)
-    writer = YesNoPrompts(settings.prompts(), tokenizer, settings.max_tokens)
-    rows = []
-    for row in batch.to_pylist():
-        prompt = writer.write(
-            row[SUMMARY],
-            [shown[item] for item in row[RECENT]],
-            [shown[item] for item in row[CANDIDATES]],
-        )
-        rows.append(
-            {
-                **{name: row[name] for name in (_NUMBER, USER_ID, SPLIT, ITEM_ID, TARGET)},
-                PREFIX: prompt.prefix,
-                CANDIDATES: prompt.candidates,
-                RECENT: prompt.recent,
-                CUT: prompt.cut,
-            }
-        )
-    return pa.Table.from_pylist(rows)

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from raysys.errors import UserError
-from raysys.models.yes_no import AnswerTokens, YesNoScorer, paper_eq3
+from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer, pack, paper_eq3
 
 ANSWERS = AnswerTokens(yes=(5, 6), no=(7,))
 PREFIX, CANDIDATES = [3, 9, 4, 1, 8, 12, 30], [[2, 5, 7], [11], [13, 14, 15, 16, 17], [2, 5, 8]]
@@ -78,7 +78,7 @@ def test_with_adapters(model):
 
 def test_answer_tokens_are_all_single_forms():
     found = AnswerTokens.of(Words("Yes", " yes", "NO", "no", "maybe"))
-    assert found == AnswerTokens(yes=(1, 0), no=(3, 2))
+    assert found == AnswerTokens(yes=(0, 1), no=(3, 2))
 
 
 def test_a_tokeniser_without_an_answer_is_refused():
@@ -90,3 +90,44 @@ def test_equation_3_cannot_leave_its_narrow_band():
     """The largest difference of two probabilities is 1: e / (e + 1) = .731."""
     found = paper_eq3(torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.0, 0.5, 1.0]))
     torch.testing.assert_close(found, torch.tensor([0.7310586, 0.5, 0.2689414]))
+
+
+def test_many_candidates_take_several_rows(model, monkeypatch):
+    scorer = YesNoScorer(model, ANSWERS, pad_id=0)
+    wanted = scorer.shared(PREFIX, CANDIDATES)
+    monkeypatch.setattr("raysys.models.yes_no._ROW_TOKENS", 4)
+    torch.testing.assert_close(scorer.shared(PREFIX, CANDIDATES), wanted, atol=1e-5, rtol=0)
+
+
+def test_packed_rows_predict_like_prompts_one_by_one(model):
+    questions = [
+        Question(PREFIX, CANDIDATES[:3], 1),
+        Question(PREFIX[:2], CANDIDATES[2:], -1),
+    ]
+    packed = pack(questions, ANSWERS, pad_id=0, width=24)
+    with torch.no_grad():
+        hidden = model.base_model(
+            input_ids=packed.ids,
+            attention_mask=packed.mask(torch.float32),
+            position_ids=packed.positions,
+        ).last_hidden_state
+    logits = model.get_output_embeddings()(hidden).flatten(0, 1)[packed.sources]
+    losses = -logits.log_softmax(dim=-1).gather(1, packed.labels[:, None])[:, 0].detach()
+    wanted, answers = 0.0, []
+    for question in questions:
+        for place, candidate in enumerate(question.candidates):
+            ids = [*question.prefix, *candidate, ANSWERS.say(place == question.target)]
+            with torch.no_grad():
+                alone = model(torch.tensor([ids])).logits[0, :-1].log_softmax(dim=-1)
+            each = -alone.gather(1, torch.tensor(ids)[1:, None])[:, 0]
+            wanted += float(each.sum())
+            answers.append(float(each[-1]))
+    assert float(losses @ packed.weights) == pytest.approx(wanted, rel=1e-5)
+    assert losses[packed.is_answer].tolist() == pytest.approx(answers, abs=1e-5)
+    assert packed.labels[packed.is_answer].tolist() == [7, 5, 7, 7, 7]
+
+
+def test_a_question_taken_apart():
+    question = Question([1, 2], [[3], [4, 5]], 1)
+    assert question.length == 5
+    assert question.alone() == [Question([1, 2], [[3]], -1), Question([1, 2], [[4, 5]], 0)]

@@ -10,9 +10,9 @@ from toy_language_model import toy_language_model
 from raysys.errors import UserError
 from raysys.models.lora import LoraSettings, load_base, merged, token_losses, with_lora
 from raysys.models.parameters import parameters_of, trained
-from raysys.models.yes_no import AnswerTokens, YesNoScorer
+from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer
 from raysys.text.engine import tokenizer_of
-from raysys.training.language_models import FinetuneSettings, Question, YesNoTraining
+from raysys.training.language_models import FinetuneSettings, YesNoTraining
 from raysys.training.workers import Workers
 
 CPU = torch.device("cpu")
@@ -24,28 +24,36 @@ def folder(tmp_path_factory) -> Path:
     return toy_language_model(Path(tmp_path_factory.mktemp("toy")))
 
 
-def text_examples(folder: Path, n: int = 20) -> list[list[int]]:
+def text_questions(folder: Path, n: int = 12) -> list[Question]:
     """Prompts of different lengths; yes where the last colour is the first."""
     tokenizer = tokenizer_of(str(folder), None)
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(n):
-        colours = rng.choice(["red", "blue"], 2)
-        text = f"{colours[0]} {'.' * int(rng.integers(1, 30))} {colours[1]}?"
-        answer = "Yes" if colours[0] == colours[1] else "No"
-        found.append(tokenizer.encode(text + answer, add_special_tokens=False))
+    for number in range(n):
+        colours = [("red", "blue"), ("blue", "red")][number % 2]
+        texts = [f"{colours[0]} {'.' * int(rng.integers(1, 30))}", " red ?", " blue, too?"]
+        prefix, *candidates = (tokenizer.encode(text, add_special_tokens=False) for text in texts)
+        found.append(Question(prefix, candidates, 0 if colours[0] == "red" else 1))
     return found
+
+
+def prompts_of(folder: Path, questions: list[Question]) -> list[list[int]]:
+    """Whole prompts with their answers, one by one."""
+    tokenizer = tokenizer_of(str(folder), None)
+    words = [tokenizer.convert_tokens_to_ids(word) for word in ("No", "Yes")]
+    return [
+        [*question.prefix, *tokens, words[place == question.target]]
+        for question in questions
+        for place, tokens in enumerate(question.candidates)
+    ]
 
 
 def training(folder: Path, workers: Workers | None = None, **changes) -> YesNoTraining:
     settings = SETTINGS.model_copy(update=changes)
     model = with_lora(load_base(str(folder), None, CPU), settings.lora, settings.seed)
     answers = AnswerTokens.of(tokenizer_of(str(folder), None))
-    examples = text_examples(folder)
-    questions = [Question(one[:2], [one[2:-1], one[3:-1]], 0) for one in examples[:4]]
-    return YesNoTraining(
-        model, examples, questions, YesNoScorer(model, answers, 0), settings, 0, 64, workers
-    )
+    questions = text_questions(folder)
+    return YesNoTraining(model, questions, questions[:4], answers, settings, 0, 64, workers)
 
 
 def arrays(one: YesNoTraining) -> dict[str, np.ndarray]:
@@ -60,7 +68,7 @@ def assert_same(left: dict[str, np.ndarray], right: dict[str, np.ndarray], atol:
 
 def test_only_the_adapters_are_trained_and_start_as_nothing(folder):
     base = load_base(str(folder), None, CPU)
-    ids = torch.tensor([text_examples(folder)[0]])
+    ids = torch.tensor(prompts_of(folder, text_questions(folder))[:1])
     before = base(ids).logits
     model = with_lora(base, LoraSettings(), seed=1)
     torch.testing.assert_close(model.eval()(ids).logits, before)
@@ -76,11 +84,11 @@ def test_a_step_is_one_step_of_adamw_on_the_mean_loss_of_a_token(folder):
     reference = training(folder)
     model = reference.model.eval()
     optimizer = torch.optim.AdamW(trained(model).values(), lr=0.01, weight_decay=0.0)
-    rows = np.concatenate(ours.passes())
-    assert len(rows) == 8
+    rows = [row for rows in ours.passes() for row in rows]
+    assert len(rows) == 4, "8 prompts, two of each question"
     total, tokens = torch.zeros(()), 0
-    for row in rows:
-        ids = torch.tensor([text_examples(folder)[row]])
+    for prompt in prompts_of(folder, rows):
+        ids = torch.tensor([prompt])
         logits = model(ids).logits[0, :-1].log_softmax(dim=-1)
         total = total - logits.gather(1, ids[0, 1:, None]).sum()
         tokens += ids.shape[1] - 1
@@ -93,14 +101,13 @@ def test_a_step_is_one_step_of_adamw_on_the_mean_loss_of_a_token(folder):
 
 def test_the_loss_of_the_answer_alone(folder):
     ours = training(folder, loss="answer", lora=LoraSettings(dropout=0.0))
-    rows = np.concatenate(ours.passes())
+    prompts = prompts_of(folder, [row for rows in ours.passes() for row in rows])
     wanted = 0.0
-    for row in rows:
-        ids = text_examples(folder)[row]
-        logits = ours.model(torch.tensor([ids])).logits[0, -2].log_softmax(dim=-1)
-        wanted -= logits[ids[-1]].item()
+    for prompt in prompts:
+        logits = ours.model(torch.tensor([prompt])).logits[0, -2].log_softmax(dim=-1)
+        wanted -= logits[prompt[-1]].item()
     ours.train_step()
-    assert ours.loss == pytest.approx(wanted / len(rows), rel=1e-5)
+    assert ours.loss == pytest.approx(wanted / len(prompts), rel=1e-5)
 
 
 def test_chunks_of_logits_sum_up_to_the_whole(monkeypatch):
@@ -108,41 +115,44 @@ def test_chunks_of_logits_sum_up_to_the_whole(monkeypatch):
     head = torch.nn.Linear(6, 11, bias=False)
     hidden = torch.randn(23, 6, requires_grad=True)
     labels = torch.randint(11, (23,))
-    whole = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="sum")
+    weights = torch.randint(3, (23,)).float()
+    each = torch.nn.functional.cross_entropy(head(hidden), labels, reduction="none")
+    whole = (each * weights).sum()
     (wanted,) = torch.autograd.grad(whole, hidden)
     monkeypatch.setattr("raysys.models.lora._CHUNK", 5)
-    found = token_losses(hidden, labels, head)
+    found = token_losses(hidden, labels, weights, head)
     torch.testing.assert_close(found, whole)
     torch.testing.assert_close(torch.autograd.grad(found, hidden)[0], wanted)
 
 
-def test_bucketing_and_the_size_of_passes_change_the_speed_alone(folder):
-    without_dropout = {"lora": LoraSettings(dropout=0.0)}
-    wanted = training(folder, **without_dropout)
+@pytest.mark.parametrize("loss", ["prompt", "answer"])
+def test_bucketing_and_the_size_of_passes_change_the_speed_alone(folder, loss):
+    same = {"lora": LoraSettings(dropout=0.0), "loss": loss}
+    wanted = training(folder, **same)
     others = [
-        training(folder, bucketing=False, **without_dropout),
-        training(folder, pass_tokens=1, **without_dropout),
-        training(folder, gradient_checkpointing=True, **without_dropout),
+        training(folder, bucketing=False, **same),
+        training(folder, pass_tokens=1, **same),
+        training(folder, gradient_checkpointing=True, **same),
     ]
-    passes = wanted.passes()
-    lengths = [len(text_examples(folder)[row]) for row in np.concatenate(passes)]
+    lengths = [row.length for rows in wanted.passes() for row in rows]
     assert lengths == sorted(lengths, reverse=True)
-    assert len(others[1].passes()) == 8
+    assert [len(one.passes()) for one in others[:2]] == [8, 4]
     for _ in range(3):
         wanted.train_step()
     for other in others:
         for _ in range(3):
             other.train_step()
         assert_same(arrays(other), arrays(wanted), 1e-4)
+        assert other.history[0] == pytest.approx(wanted.history[0])
 
 
-def test_every_example_is_seen_once_an_epoch(folder):
+def test_every_question_is_seen_once_an_epoch(folder):
     one = training(folder)
     seen = []
     for _ in range(one.steps):
-        seen += np.concatenate(one.passes()).tolist()
+        seen += [row.prefix for rows in one.passes() for row in rows]
         one.step += 1
-    assert sorted(seen) == list(range(20))
+    assert sorted(seen) == sorted(question.prefix for question in text_questions(folder))
 
 
 def test_the_same_seed_gives_the_same_adapters(folder):
@@ -194,7 +204,7 @@ def test_merged_weights_score_like_adapters(folder, tmp_path):
     one.model.save_pretrained(str(tmp_path / "adapter"))
     plain = merged(load_base(str(folder), None, CPU), tmp_path / "adapter")
     answers = AnswerTokens.of(tokenizer_of(str(folder), None))
-    prompts = [example[:-1] for example in text_examples(folder)]
+    prompts = [prompt[:-1] for prompt in prompts_of(folder, text_questions(folder))]
     scores = [YesNoScorer(model, answers, 0).plain(prompts) for model in (plain, one.model)]
     torch.testing.assert_close(scores[0], scores[1], atol=1e-5, rtol=0)
     assert not any("lora" in name for name, _ in plain.named_parameters())
@@ -218,4 +228,4 @@ def test_a_loss_that_is_not_a_number_is_told(folder):
 
 def test_nothing_to_learn_from_is_told(folder):
     with pytest.raises(UserError, match="no training example"):
-        YesNoTraining(None, [], [], None, SETTINGS, 0, 64)
+        YesNoTraining(None, [], [], AnswerTokens((1,), (2,)), SETTINGS, 0, 64)
