@@ -157,6 +157,7 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     metrics = {
         name: question_metrics(found, targets, settings.ks) for name, found in scores.items()
     }
+    write_arrays(output / SCORES_FILE, scores)
     write_json(output / METRICS_FILE, _summary(metrics, settings))
     for name in (TUNED, ZERO_SHOT):
         shutil.rmtree(output / f".{name}")

@@ -326,7 +326,10 @@ def _shard(body: Any) -> None:
     from torch.distributed.fsdp import fully_shard
 
     for layer in body.layers:
-        fully_shard(layer).set_gradient_divide_factor(1.0)
+        sharded = fully_shard(layer)
+        sharded.set_gradient_divide_factor(1.0)
+        # A plain sum; the default scales on the way, which gloo cannot.
+        sharded.set_force_sum_reduction_for_comms(True)
 
 
 def _seed(seed: int, epoch: int, step: int, number: int) -> int:

@@ -17,6 +17,7 @@ import torch
 from raysys.assets import model_path
 from raysys.errors import UserError
 from raysys.models.lora import load_base, merged, with_lora
+from raysys.models.parameters import parameters_of
 from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer
 from raysys.schema import TRAIN, VALID
 from raysys.store import fingerprint, read_json, write_json
@@ -96,10 +97,13 @@ def _finetune(job: FinetuneJob, worker: Worker) -> dict[str, Any] | None:
 
     training.run(after_step)
     training.restore_best()
+    # Sharded adapters are gathered by all workers together.
+    arrays = parameters_of(model)
     if not worker.workers.first:
         return None
     folder = worker.output / ADAPTER_FOLDER
-    model.save_pretrained(str(folder))
+    state = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    model.save_pretrained(str(folder), state_dict=state)
     tokenizer.save_pretrained(str(folder))
     about = {"model": settings.model, "revision": settings.revision, **settings.about()}
     write_json(folder / ABOUT_FILE, about)

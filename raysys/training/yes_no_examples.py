@@ -42,14 +42,16 @@ from raysys.text.engine import model_identity, tokenizer_of
 from raysys.text.evidence import shown_items
 from raysys.text.profiles import summaries_in_order
 from raysys.text.prompts import Prompts, as_line, load_prompts
-from raysys.text.yes_no import YesNoPrompts
+from raysys.text.yes_no import TokenPrompt, YesNoPrompts
 from raysys.training.language_models import FinetuneSettings
-from raysys.training.ray_train import user_error
 
 QUESTIONS_FILE = "questions.parquet"
 #: Questions of one task; starting a task costs a second or two.
 _BLOCK = 512
-_NUMBER = "number"
+_NUMBER, _MISTAKE = "number", "mistake"
+_TOKEN_SCHEMA = QUESTION_SCHEMA.append(pa.field(_NUMBER, pa.int64())).append(
+    pa.field(_MISTAKE, pa.string())
+)
 _ENGLISH = {TRAIN: "training", VALID: "validation", TEST: "test"}
 
 
@@ -135,7 +137,6 @@ def build_examples(
         UserError: drawn users for whom no summary was tried, a candidate too long, no questions.
     """
     import ray.data
-    from ray.exceptions import RayTaskError
 
     told = _summaries(settings, dataset, summaries)
     rows: list[dict[str, Any]] = []
@@ -164,13 +165,11 @@ def build_examples(
         batch_size=None,
         num_cpus=1,
     )
-    try:
-        parts = [one for one in tokens.iter_batches(batch_size=None, batch_format="pyarrow")]
-    except RayTaskError as error:
-        mistake = user_error(error)
-        raise mistake or error from None
+    found = pa.concat_tables(tokens.iter_batches(batch_size=None, batch_format="pyarrow"))
+    if mistakes := sorted(filter(None, found[_MISTAKE].to_pylist())):
+        raise UserError(mistakes[0])
     # Blocks come back in any order.
-    found = pa.concat_tables(parts).sort_by(_NUMBER).drop([_NUMBER]).cast(QUESTION_SCHEMA)
+    found = found.sort_by(_NUMBER).drop([_NUMBER, _MISTAKE]).cast(QUESTION_SCHEMA)
     write_table(output / QUESTIONS_FILE, found)
     counts = Counter(found[SPLIT].to_pylist())
     lengths = [len(prefix) for prefix in found[PREFIX].to_pylist()]
@@ -239,18 +238,17 @@ def _tokenise(settings: YesNoSettings, texts: Any, batch: pa.Table) -> pa.Table:
     writer = YesNoPrompts(settings.prompts(), tokenizer, settings.max_tokens)
     rows = []
     for row in batch.to_pylist():
-        prompt = writer.write(
-            row[SUMMARY],
-            [shown[item] for item in row[RECENT]],
-            [shown[item] for item in row[CANDIDATES]],
-        )
-        rows.append(
-            {
-                **{name: row[name] for name in (_NUMBER, USER_ID, SPLIT, ITEM_ID, TARGET)},
-                PREFIX: prompt.prefix,
-                CANDIDATES: prompt.candidates,
-                RECENT: prompt.recent,
-                CUT: prompt.cut,
-            }
-        )
-    return pa.Table.from_pylist(rows)
+        told = {name: row[name] for name in (_NUMBER, USER_ID, SPLIT, ITEM_ID, TARGET)}
+        try:
+            prompt = writer.write(
+                row[SUMMARY],
+                [shown[item] for item in row[RECENT]],
+                [shown[item] for item in row[CANDIDATES]],
+            )
+        except UserError as mistake:
+            # Raised here, it would come back from Ray Data as some other error.
+            prompt = TokenPrompt([], [], 0, 0)
+            told[_MISTAKE] = str(mistake)
+        tokens = {PREFIX: prompt.prefix, CANDIDATES: prompt.candidates}
+        rows.append({_MISTAKE: "", **told, **tokens, RECENT: prompt.recent, CUT: prompt.cut})
+    return pa.Table.from_pylist(rows, schema=_TOKEN_SCHEMA)
