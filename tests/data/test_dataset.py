@@ -101,3 +101,9 @@ def test_missing_file_and_missing_column(tmp_path: Path) -> None:
     write_table(tmp_path / schema.ITEMS_FILE, pa.table({"item_id": ["a", "b", "c"]}))
     with pytest.raises(UserError, match=r"items\.parquet has no column 'title'"):
         Dataset.load(tmp_path)
+
+
+def test_histories_read_the_splits_they_are_told_oldest_first(tmp_path: Path) -> None:
+    data = Dataset.load(write(tmp_path))
+    assert [rows.tolist() for rows in data.histories("train")] == [[0, 2], [2]]
+    assert [rows.tolist() for rows in data.histories("train", "valid")] == [[0, 2], [2, 0]]

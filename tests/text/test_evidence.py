@@ -9,7 +9,6 @@ from raysys.errors import UserError
 from raysys.store import write_table
 from raysys.text.evidence import (
     describe_items,
-    histories,
     item_reviews,
     liked_and_disliked,
     reviews_of,
@@ -100,8 +99,3 @@ def test_latest_and_extreme_likes_differ(dataset):
     extreme, _ = liked_and_disliked(dataset, 3, 2, 2, 1, extreme=True)
     assert latest[0].tolist() == [2, 4]
     assert extreme[0].tolist() == [0, 2]
-
-
-def test_histories_read_the_splits_they_are_told_in_order(dataset):
-    assert [rows.tolist() for rows in histories(dataset, ("train",))] == [[0, 1, 2, 4], [0, 3]]
-    assert [rows.tolist() for rows in histories(dataset, ("train", "valid"))][1] == [0, 1, 3]
