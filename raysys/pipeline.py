@@ -39,7 +39,12 @@ class StageOutcome:
 
 
 def stages_of(settings: RunSettings) -> tuple[str, ...]:
-    """All stages that a run has, in order: with vectors of its own it writes no profiles."""
+    """All stages that a run has, in order: with vectors of its own it writes no profiles.
+
+    Raises:
+        UserError: no models; said now and not after hours of writing profiles.
+    """
+    train.require_models(settings)
     without = (*ON_DEMAND, *(profiles.PROFILE_STAGES if settings.embeddings.own else ()))
     return tuple(name for name in STAGES if name not in without)
 

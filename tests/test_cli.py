@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raysys.cli import STAGE_COMMANDS, TEXT_COMMANDS, main
-from raysys.pipeline import STAGES
+from raysys.pipeline import STAGES, YES_NO
 from raysys.settings import load_settings
 from raysys.stages.context import RunSettings
 
@@ -88,15 +88,25 @@ def test_a_stage_command_names_what_must_run_first(tmp_path, capsys):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path):
     settings = load_settings(RunSettings, path)
-    assert settings.models
+    if not path.stem.startswith("yes_no"):
+        assert settings.models
+        return
+    asked, told = settings.yes_no, settings.summaries
+    assert told.leave_out_latest == asked.train_positives
+    assert (told.users, told.seed, told.domain) == (asked.users, asked.seed, asked.domain)
+
+
+def test_a_run_without_models_is_refused_at_once(capsys):
+    assert main(["run", str(ROOT / "configs" / "yes_no_cpu.toml")]) == 2
+    assert "no [models.NAME]" in capsys.readouterr().err
 
 
 def test_commands_and_jobs_cover_the_stages():
     commands = (*TEXT_COMMANDS.values(), *STAGE_COMMANDS.values())
     covered = [stage for stages, _ in commands for stage in stages]
-    assert sorted(["data", *covered]) == sorted(STAGES)
+    assert sorted(["data", *covered, *YES_NO]) == sorted(STAGES)
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
-    assert jobs == {"run", *STAGE_COMMANDS, *TEXT_COMMANDS}
+    assert jobs == {"run", "finetune_yes_no", *STAGE_COMMANDS, *TEXT_COMMANDS}
 
 
 def test_readme_commands_exist():

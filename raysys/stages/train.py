@@ -11,7 +11,7 @@ from raysys.errors import UserError
 from raysys.models.registry import ModelSettings
 from raysys.models.saved import PARAMETERS_FILE
 from raysys.schema import TRAIN
-from raysys.stages.context import RunContext, TrainedModelSettings
+from raysys.stages.context import RunContext, RunSettings, TrainedModelSettings
 from raysys.store import Manifest, StageReport, read_json
 from raysys.text.embeddings import VECTORS_FILE
 from raysys.training.graph_models import train_graph_model
@@ -23,8 +23,7 @@ from raysys.training.ray_train import RESULT_FILE, Placement, user_error
 def run(context: RunContext) -> tuple[Manifest, bool]:
     """Train all models into `RUN/train/NAME/`."""
     settings = context.settings
-    if not settings.models:
-        raise UserError("the config has no [models.NAME]: say which models to train.")
+    require_models(settings)
     reading = any(model.reads_profiles(model.grid) for model in settings.models.values())
     outside = {
         f"{name}.start_from": Path(model.start_from) / PARAMETERS_FILE
@@ -41,6 +40,14 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
         lambda output: _train(context, output),
         files=outside,
     )
+
+
+def require_models(settings: RunSettings) -> None:
+    """Refuse a config that names no model to train."""
+    if not settings.models:
+        raise UserError(
+            "the config has no [models.NAME]: say which models to train, or run a single command."
+        )
 
 
 def plan_training(context: RunContext, have: Resources) -> StagePlan:
