@@ -251,7 +251,8 @@ def _take_stored(settings: SummarySettings, told: Mapping[str, History]) -> dict
     unchanged = {}
     for row in table.to_pylist():
         history = told.get(row[ENTITY_ID])
-        if history is None or not row[SUMMARY]:
+        # A template stands for a summary that could not be written: it is tried again.
+        if history is None or not row[SUMMARY] or row[SOURCE] == "template":
             continue
         history.start_from(row[SUMMARY], row[ITEMS_READ], row[HISTORY])
         if history.read == len(history.ids):

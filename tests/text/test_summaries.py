@@ -133,6 +133,26 @@ def test_a_failed_user_gets_a_template_where_it_is_asked_for(dataset, tmp_path, 
     assert report.counts["from_template"] == 2
 
 
+def test_a_template_is_no_summary_to_go_on_from(dataset, tmp_path, monkeypatch):
+    settings = SummarySettings(domain="games", on_failure="template")
+    run(settings, dataset, Script(lambda chat: "no"), tmp_path / "old", monkeypatch)
+    again = settings.model_copy(update={"update_from": tmp_path / "old"})
+    _, rows = run(again, dataset, Script(naming), tmp_path / "new", monkeypatch)
+    assert rows["u"]["source"] == "llm"
+    assert rows["u"]["summarization"] == "(A; genre: x+B+C; genre: y)"
+
+
+def test_the_latest_can_be_left_out_and_users_drawn(dataset, tmp_path, monkeypatch):
+    settings = SummarySettings(domain="games", leave_out_latest=1)
+    report, rows = run(settings, dataset, Script(naming), tmp_path / "o", monkeypatch)
+    assert rows["u"]["summarization"] == "(A; genre: x+B)"
+    assert "v" not in rows, "its only interaction is left out"
+    assert report.counts["in"] == report.counts["ok"] + report.counts["dead_letter"]
+    few = SummarySettings(domain="games", users=1)
+    report, rows = run(few, dataset, Script(naming), tmp_path / "few", monkeypatch)
+    assert (report.counts["in"], len(rows)) == (1, 1)
+
+
 def test_the_columns_are_those_of_the_schema(dataset, tmp_path, monkeypatch):
     _, rows = run(SummarySettings(), dataset, Script(naming), tmp_path / "o", monkeypatch)
     assert list(rows["u"]) == SUMMARY_SCHEMA.names
