@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 from toy_llm import Script, as_json, last, writer
 
+from raysys.data.candidates import drawn_users
 from raysys.data.dataset import Dataset
 from raysys.schema import PROFILES_FILE, SUMMARY_SCHEMA
 from raysys.store import write_table
@@ -148,9 +149,11 @@ def test_the_latest_can_be_left_out_and_users_drawn(dataset, tmp_path, monkeypat
     assert rows["u"]["summarization"] == "(A; genre: x+B)"
     assert "v" not in rows, "its only interaction is left out"
     assert report.counts["in"] == report.counts["ok"] + report.counts["dead_letter"]
-    few = SummarySettings(domain="games", users=1)
+    few = SummarySettings(domain="games", users=2)
     report, rows = run(few, dataset, Script(naming), tmp_path / "few", monkeypatch)
-    assert (report.counts["in"], len(rows)) == (1, 1)
+    drawn = dataset.user_ids[drawn_users(len(dataset.user_ids), 2, few.seed)]
+    assert report.counts["in"] == len(drawn) == 2
+    assert set(rows) == {"u", "v"} & set(drawn)
 
 
 def test_the_columns_are_those_of_the_schema(dataset, tmp_path, monkeypatch):
