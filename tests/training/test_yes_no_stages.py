@@ -166,22 +166,29 @@ def test_the_same_seed_gives_the_same_questions(model, shop, tmp_path):
     assert one.read_bytes() == two.read_bytes() != other.read_bytes()
 
 
+ONE_EPOCH = {"lora": {"dropout": 0.0}, "epochs": 1, "batch_size": 8, "pass_tokens": 1200}
+
+
+@pytest.fixture(scope="module")
+def by_one_worker(model, shop, tmp_path_factory) -> tuple[Path, dict, Path]:
+    """Examples, what one worker's training said, and where its adapter is."""
+    folder = Path(tmp_path_factory.mktemp("one"))
+    settings = settings_of(model, finetune=ONE_EPOCH)
+    asked = examples(settings, shop, folder / "examples")
+    return asked, finetune_yes_no(FinetuneJob(asked, settings, Placement()), folder), folder
+
+
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
-def test_two_workers_give_the_model_of_one(model, shop, tmp_path, sharding):
-    finetune = {"lora": {"dropout": 0.0}, "epochs": 1, "batch_size": 8, "pass_tokens": 1200}
-    alone = settings_of(model, finetune=finetune)
-    both = settings_of(model, finetune=finetune | {"sharding": sharding})
-    folder = examples(alone, shop, tmp_path / "examples")
-    results = [
-        finetune_yes_no(FinetuneJob(folder, settings, Placement(workers)), tmp_path / str(workers))
-        for workers, settings in ((1, alone), (2, both))
-    ]
-    first, second = tensors(tmp_path / "1"), tensors(tmp_path / "2")
+def test_two_workers_give_the_model_of_one(model, by_one_worker, tmp_path, sharding):
+    asked, wanted, folder = by_one_worker
+    settings = settings_of(model, finetune=ONE_EPOCH | {"sharding": sharding})
+    found = finetune_yes_no(FinetuneJob(asked, settings, Placement(2)), tmp_path)
+    first, second = tensors(folder), tensors(tmp_path)
     assert first.keys() == second.keys()
     assert any(np.abs(array).max() > 0 for name, array in first.items() if "lora_B" in name)
     for name, array in first.items():
         np.testing.assert_allclose(array, second[name], atol=1e-4, err_msg=name)
-    assert results[0]["history"][0] == pytest.approx(results[1]["history"][0], rel=1e-4)
+    assert found["history"][0] == pytest.approx(wanted["history"][0], rel=1e-4)
 
 
 def test_a_killed_worker_resumes_to_the_same_adapter(model, shop, tmp_path):
