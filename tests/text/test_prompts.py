@@ -25,7 +25,9 @@ def test_every_prompt_renders_and_names_the_fields_of_its_reply(method, domain):
     form = ReplyForm(prompts.fields, 40, 20)
     properties = json.loads(form.schema())["properties"]
     for name in prompts.method.prompts:
-        prompt = prompts.prompt(name, [ITEM], columns="title", previous="Likes crime.")
+        words = {"columns": "title", "previous": "Likes crime."}
+        words |= {"summary": "Likes crime.", "recent": "1. title: Ronin"}
+        prompt = prompts.prompt(name, [ITEM], **words)
         text = "\n".join(message["content"] for message in prompt.messages())
         assert "$" not in text
         assert "Heat" in prompt.messages()[-1]["content"]
