@@ -228,7 +228,22 @@ def _run_stages(
         lines += ["", f"Report:    {out / 'report.html'}"]
         lines += [f"Lists:     {out / 'recommend' / 'recommendations.parquet'}"]
         lines += [f"Serve it:  raysys serve {out}"]
+    if "yes_no_evaluation" in outcomes:
+        metrics = out / "yes_no_evaluation" / "metrics.json"
+        value["rows"] = read_json(metrics)["rows"]
+        lines += ["", *map(_metrics_line, value["rows"].items()), f"All of it: {metrics}"]
+        lines += [f"As one plain model: raysys merge {out} --out FOLDER"]
     _print(as_json, value, lines)
+
+
+def _metrics_line(row: tuple[str, dict[str, dict[str, float]]]) -> str:
+    name, found = row
+    last = {key.partition("@")[0]: key for key in found}
+    cells = [
+        f"{key} {found[key]['mean']:.3f} [{found[key]['low']:.3f}, {found[key]['high']:.3f}]"
+        for key in last.values()
+    ]
+    return f"{name + ':':<12}{', '.join(cells)}"
 
 
 @finetune_app.command("yes-no")

@@ -96,6 +96,17 @@ def test_a_run_ends_with_every_row_measured(run):
     assert all(outcome.skipped for outcome in run_stages(run, STAGES).values())
 
 
+def test_the_command_shows_every_row(run, capsys, tmp_path):
+    write_json(tmp_path / "config.yaml", run.model_dump(mode="json"))
+    assert main(["finetune", "yes-no", str(tmp_path / "config.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert "yes_no_model: finished before" in shown
+    rows = read_json(run.out / "yes_no_evaluation" / "metrics.json")["rows"]
+    for name, row in rows.items():
+        line = next(line for line in shown.splitlines() if line.startswith(f"{name}: "))
+        assert f"mrr@10 {row['mrr@10']['mean']:.3f} [" in line
+
+
 def test_manifests_say_what_was_decided(run):
     manifest = read_json(run.out / "yes_no_examples" / "manifest.json")
     assert manifest["config"]["yes"]
@@ -238,10 +249,9 @@ def test_summaries_are_shown_and_none_at_all_is_refused(model, shop, tmp_path):
         build_examples(settings_of(model), shop, tmp_path, tmp_path)
 
 
-def test_summaries_that_know_the_target_are_refused(run, capsys, tmp_path):
+def test_summaries_that_know_the_target_are_refused(run):
     values = run.model_dump(mode="json")
     values["yes_no"]["summaries"] = True
-    write_json(tmp_path / "config.yaml", values)
     leaking = parse_settings(RunSettings, values, source="test")
     with pytest.raises(UserError, match=r"summaries\.leave_out_latest = 1"):
         run_stages(leaking, YES_NO[:1])
