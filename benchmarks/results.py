@@ -40,11 +40,19 @@ NAME --columns title,keywords --out FILE` makes the files that `--vectors` reads
 
 def record(dataset: str, command: str, figures: dict[str, dict[str, Any]]) -> None:
     """Add figures to what is kept of a data set, newer ones in place of older, and show all."""
-    path = FOLDER / f"{dataset}.json"
-    kept = read_json(path) if path.is_file() else {}
-    kept |= {model: {**found, "command": command} for model, found in figures.items()}
-    write_json(path, kept)
+    keep(FOLDER / f"{dataset}.json", command, figures)
     PAGE.write_text(page(), encoding="utf-8")
+
+
+def keep(path: Path, command: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Add rows to a file of rows by name, newer ones in place of older."""
+    kept = read_json(path) if path.is_file() else {}
+    write_json(path, kept | {name: {**row, "command": command} for name, row in rows.items()})
+
+
+def line(cells: list[str]) -> str:
+    """A row of a markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def page() -> str:
@@ -55,9 +63,9 @@ def page() -> str:
         published = PUBLISHED.get(path.stem, {})
         header = ["model", "Recall@20", "NDCG@20", "seeds", "chosen on validation"]
         header += ["published", "share of it"] if published else []
-        parts += [f"## {path.stem}\n", _line(header), _line(["---"] * len(header))]
+        parts += [f"## {path.stem}\n", line(header), line(["---"] * len(header))]
         for model, row in sorted(rows.items(), key=lambda entry: entry[1][RECALL]):
-            parts.append(_line(_cells(model, row, published)))
+            parts.append(line(_cells(model, row, published)))
         commands = dict.fromkeys(row["command"] for row in rows.values())
         parts += ["", *[f"    {command}" for command in commands], ""]
     return "\n".join(parts)
@@ -77,7 +85,3 @@ def _cells(model: str, row: dict[str, Any], published: dict[str, tuple[float, fl
         cells.append("" if theirs is None else f"{theirs[0]:.4f} / {theirs[1]:.4f}")
         cells.append(" / ".join(f"{100 * share:.1f} %" for share in shares))
     return cells
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

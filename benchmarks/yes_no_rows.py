@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import keep, line
 from raysys.errors import UserError
 from raysys.observe import configure_logging
 from raysys.pipeline import YES_NO, run_stages
 from raysys.settings import load_settings
 from raysys.stages.context import RunSettings
 from raysys.stages.yes_no import EVALUATION, METRICS_FILE, TUNED
-from raysys.store import read_json, write_json
+from raysys.store import read_json
 
 FOLDER, PAGE = Path("docs/results/yes_no"), Path("docs/results_yes_no.md")
 ROWS = {
@@ -72,10 +73,7 @@ def named(row: str, found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def record(dataset: str, command: str, rows: dict[str, dict[str, Any]]) -> None:
     """Add rows to what is kept of a data set, and show all."""
-    path = FOLDER / f"{dataset}.json"
-    kept = read_json(path) if path.is_file() else {}
-    kept |= {name: {**values, "command": command} for name, values in rows.items()}
-    write_json(path, kept)
+    keep(FOLDER / f"{dataset}.json", command, rows)
     PAGE.write_text(page(), encoding="utf-8")
 
 
@@ -84,20 +82,16 @@ def page() -> str:
     parts = [_INTRODUCTION]
     for path in sorted(FOLDER.glob("*.json")):
         rows = read_json(path)
-        parts += [f"## {path.stem}\n", _line(["row", *SHOWN, "questions"]), _line(["---"] * 7)]
+        parts += [f"## {path.stem}\n", line(["row", *SHOWN, "questions"]), line(["---"] * 7)]
         for name, row in sorted(rows.items(), key=lambda entry: entry[1]["mrr@10"]["mean"]):
             cells = [
                 f"{row[key]['mean']:.3f} [{row[key]['low']:.3f}, {row[key]['high']:.3f}]"
                 for key in SHOWN
             ]
-            parts.append(_line([name, *cells, str(row["questions"])]))
+            parts.append(line([name, *cells, str(row["questions"])]))
         commands = dict.fromkeys(row["command"] for row in rows.values())
         parts += ["", *[f"    {command}" for command in commands], ""]
     return "\n".join(parts)
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import torch
 from scipy.sparse import csr_matrix
@@ -96,3 +98,15 @@ def write_toy_dataset(folder: Path) -> None:
             "item_has_profile": profiles.item_has_profile.astype(np.uint8),
         },
     )
+
+
+def kill_train_worker(output: Path, killed: list[int]) -> None:
+    """Wait for the second checkpoint, then kill the worker process of our own Ray."""
+    for _ in range(3000):
+        if len(list(output.glob(".ray/*/checkpoint_*/state.json"))) >= 2:
+            for process in psutil.Process().children(recursive=True):
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed.append(process.pid)
+            return
+        time.sleep(0.02)

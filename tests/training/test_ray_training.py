@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import psutil
 import pytest
 from toy_models import (
     ITEMS,
+    kill_train_worker,
     toy_model,
     toy_settings,
     toy_train,
@@ -115,18 +115,6 @@ def test_workers_equal_a_run_without_ray(workers: int, job: TrainJob, tmp_path: 
     expected = run_here(job, tmp_path)
     assert_same_models(output, tmp_path, atol=1e-6 if workers == 1 else 1e-4)
     assert_same_history(read_history(output), expected, rel=1e-6 if workers == 1 else 1e-4)
-
-
-def kill_train_worker(output: Path, killed: list[int]) -> None:
-    """Wait for the second checkpoint, then kill the worker process of our own Ray."""
-    for _ in range(3000):
-        if len(list(output.glob(".ray/*/checkpoint_*/state.json"))) >= 2:
-            for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed.append(process.pid)
-            return
-        time.sleep(0.02)
 
 
 @pytest.mark.ray

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pytest
 from toy_language_model import toy_language_model, toy_shop
+from toy_models import kill_train_worker
 from transformers import AutoModelForCausalLM
 
 from raysys.cli import main
@@ -212,17 +211,7 @@ def test_a_killed_worker_resumes_to_the_same_adapter(model, shop, tmp_path):
     finetune_yes_no(job, tmp_path / "whole")
     output, killed = tmp_path / "killed", []
 
-    def kill() -> None:
-        for _ in range(3000):
-            if len(list(output.glob(".ray/*/checkpoint_*/state.json"))) >= 2:
-                for process in psutil.Process().children(recursive=True):
-                    if "RayTrainWorker" in " ".join(process.cmdline()):
-                        process.kill()
-                        killed.append(process.pid)
-                return
-            time.sleep(0.02)
-
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill_train_worker, args=(output, killed))
     killer.start()
     finetune_yes_no(job, output)
     killer.join()
