@@ -114,6 +114,17 @@ class Packed:
         hidden = torch.zeros(seen.shape, dtype=dtype, device=self.ids.device)
         return hidden.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
+    def states(self, body: Any, dtype: torch.dtype) -> torch.Tensor:
+        """(n, d) what the model without its head says at `sources`."""
+        hidden = body(
+            input_ids=self.ids,
+            attention_mask=self.mask(dtype),
+            position_ids=self.positions,
+            use_cache=False,
+        ).last_hidden_state  # (b, L, d)
+        found: torch.Tensor = hidden.flatten(0, 1)[self.sources]
+        return found
+
 
 def pack(questions: Sequence[Question], answers: AnswerTokens, pad_id: int, width: int) -> Packed:
     """Rows of `width` tokens that hold all prompts of each question, the prefix once.
@@ -204,13 +215,8 @@ class YesNoScorer:
         rows = _rows(prefix, candidates)
         width = max(row.length for row in rows)
         packed = pack(rows, self._answers, self._pad_id, width).to(self._yes.device)
-        hidden = self._body(
-            input_ids=packed.ids,
-            attention_mask=packed.mask(self._head.weight.dtype),
-            position_ids=packed.positions,
-            use_cache=False,
-        ).last_hidden_state  # (rows, L, d)
-        return self._difference(hidden.flatten(0, 1)[packed.sources[packed.is_answer]])
+        states = packed.states(self._body, self._head.weight.dtype)
+        return self._difference(states[packed.is_answer])
 
     @torch.inference_mode()
     def plain(

@@ -301,14 +301,8 @@ class YesNoTraining:
         packed = pack(rows, self._answers, self._pad_id, max(map(self._width, rows)))
         on = packed.to(self._device)
         with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
-            hidden = self._body(
-                input_ids=on.ids,
-                attention_mask=on.mask(self._head.weight.dtype),
-                position_ids=on.positions,
-                use_cache=False,
-            ).last_hidden_state  # (b, L, d)
             kept = on.is_answer if self.settings.loss == "answer" else slice(None)
-            states = hidden.flatten(0, 1)[on.sources[kept]]
+            states = on.states(self._body, self._head.weight.dtype)[kept]
             return token_losses(states, on.labels[kept], on.weights[kept], self._head)
 
 
