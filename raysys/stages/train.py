@@ -50,11 +50,11 @@ def require_models(settings: RunSettings) -> None:
         )
 
 
-def plan_training(context: RunContext, have: Resources) -> StagePlan:
+def plan_training(context: RunContext, have: Resources, stage: str = "train") -> StagePlan:
     """Workers take a GPU each where there are enough, else an equal share of the CPUs."""
     workers = context.settings.cluster.train_workers
     gpus = 1.0 if have.gpus >= workers else 0.0
-    return StagePlan("train", (Pool("worker", workers, share(have, workers, reserved=0.0), gpus),))
+    return StagePlan(stage, (Pool("worker", workers, share(have, workers, reserved=0.0), gpus),))
 
 
 def result(folder: Path) -> TrainResult:

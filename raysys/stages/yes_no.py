@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from raysys.cluster import Pool, Resources, StagePlan, cores_per, preflight, share
+from raysys.cluster import StagePlan, cores_per, preflight
 from raysys.errors import UserError
 from raysys.evaluation.candidates import question_metrics
 from raysys.evaluation.metrics import paired_bootstrap
+from raysys.models.popularity import Popularity
 from raysys.observe import get_logger, progress
 from raysys.schema import ITEM_ID, TARGET, TEST, TRAIN, VALID
 from raysys.stages.context import RunContext
+from raysys.stages.train import plan_training
 from raysys.store import Manifest, RunDirectory, StageReport, read_arrays, write_arrays, write_json
 from raysys.training.language_models import HOW
 from raysys.training.ray_train import Placement
@@ -96,13 +98,6 @@ def merge_run(run: Path, output: Path, base: str | None = None) -> None:
     merge(run / MODEL / ADAPTER_FOLDER, output, base)
 
 
-def plan(context: RunContext, stage: str, have: Resources) -> StagePlan:
-    """Workers take a GPU each where there are enough, else an equal share of the CPUs."""
-    workers = context.settings.cluster.train_workers
-    gpus = 1.0 if have.gpus >= workers else 0.0
-    return StagePlan(stage, (Pool("worker", workers, share(have, workers, reserved=0.0), gpus),))
-
-
 def _refuse_leak(context: RunContext) -> None:
     settings, summaries = context.settings.yes_no, context.settings.summaries
     if summaries.splits != (TRAIN,) or summaries.leave_out_latest < settings.train_positives:
@@ -120,7 +115,7 @@ def _build(context: RunContext, summaries: Path | None, output: Path) -> StageRe
 
 
 def _finetune(context: RunContext, output: Path) -> StageReport:
-    found = plan(context, MODEL, context.resources)
+    found = plan_training(context, context.resources, MODEL)
     preflight(found, context.resources)
     worker = found.pools[0]
     job = FinetuneJob(
@@ -147,8 +142,10 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     adapter = context.run.path(MODEL) / ADAPTER_FOLDER
     for name, folder in ((TUNED, adapter), (ZERO_SHOT, None)):
         scores[name] = _score(context, name, folder, len(asked), output)
-    counts = np.bincount(dataset.pairs(TRAIN)[1], minlength=len(dataset.item_ids))
-    scores[POPULARITY] = np.stack([counts[question.items] for question in questions]).astype(float)
+    asking = np.array([question.user for question in questions])
+    popularity = Popularity(dataset.matrix(TRAIN)).score_block(asking)
+    shown = np.stack([question.items for question in questions])
+    scores[POPULARITY] = np.take_along_axis(popularity, shown, axis=1)
     valid = questions_of(settings, dataset, VALID)
     histories = dataset.histories(TRAIN)
     model = train_sasrec(settings.sasrec, histories, len(dataset.item_ids), valid)
@@ -204,7 +201,7 @@ def _score(
     import ray
     from ray.util import ActorPool
 
-    found = plan(context, EVALUATION, context.resources)
+    found = plan_training(context, context.resources, EVALUATION)
     preflight(found, context.resources)
     pool = found.pools[0]
     settings, examples = context.settings.yes_no, context.run.path(EXAMPLES)

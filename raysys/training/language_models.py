@@ -30,6 +30,7 @@ from raysys.models.parameters import (
 from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer, pack
 from raysys.settings import Settings
 from raysys.store import read_arrays, read_json, write_arrays, write_json
+from raysys.training.loop import mixed_seed
 from raysys.training.workers import Workers
 
 _STATE_FILE = "state.json"
@@ -168,7 +169,7 @@ class YesNoTraining:
         tokens = sum(self._tokens(row) for rows in passes for row in rows)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for number, rows in self._mine(passes):
-            torch.manual_seed(_seed(settings.seed, self.epoch, self.step, number))
+            torch.manual_seed(mixed_seed(settings.seed, self.epoch, self.step, number))
             loss = self._loss(rows) / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -324,8 +325,3 @@ def _shard(body: Any) -> None:
         sharded.set_gradient_divide_factor(1.0)
         # A plain sum; the default scales on the way, which gloo cannot.
         sharded.set_force_sum_reduction_for_comms(True)
-
-
-def _seed(seed: int, epoch: int, step: int, number: int) -> int:
-    sequence = np.random.SeedSequence(seed, spawn_key=(epoch, step, number))
-    return int(sequence.generate_state(1, np.uint64)[0])

@@ -195,7 +195,7 @@ class GraphTraining:
         names: list[str] = []
         totals = torch.zeros(0)
         for step, batch in enumerate(batches):
-            self._generator.manual_seed(_seed(self.settings.seed, self.epoch, step))
+            self._generator.manual_seed(mixed_seed(self.settings.seed, self.epoch, step))
             self._optimizer.zero_grad(set_to_none=True)
             named = self.model.losses(batch, self._generator)
             shares = torch.stack(list(named.values()))
@@ -245,9 +245,9 @@ class GraphTraining:
             self.stale += 1
 
 
-def _seed(seed: int, epoch: int, step: int) -> int:
-    """A well-mixed seed; nearby epochs and steps give unrelated streams."""
-    sequence = np.random.SeedSequence(seed, spawn_key=(epoch, step))
+def mixed_seed(seed: int, *place: int) -> int:
+    """A well-mixed seed; nearby places (epoch, step, …) give unrelated streams."""
+    sequence = np.random.SeedSequence(seed, spawn_key=place)
     return int(sequence.generate_state(1, np.uint64)[0])
 
 

@@ -198,9 +198,9 @@ def _summaries(
     settings: YesNoSettings, dataset: Dataset, folder: Path | None
 ) -> dict[int, str | None]:
     """The summary of each drawn user row."""
-    drawn = drawn_users(len(dataset.user_ids), settings.users, settings.seed)
     if folder is None:
         return {}
+    drawn = drawn_users(len(dataset.user_ids), settings.users, settings.seed)
     found = summaries_in_order(folder, dataset.user_ids[drawn])
     if not any(found):
         raise UserError(

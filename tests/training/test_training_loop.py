@@ -13,7 +13,7 @@ from raysys.errors import UserError
 from raysys.evaluation.protocols import all_rank
 from raysys.models.parameters import parameters_of
 from raysys.models.saved import Embeddings
-from raysys.training.loop import GraphTraining, TrainSettings, _seed
+from raysys.training.loop import GraphTraining, TrainSettings, mixed_seed
 
 
 def toy_training(aligned: bool = True, **changes: object) -> GraphTraining:
@@ -150,7 +150,7 @@ def test_each_positive_once_an_epoch_with_new_order_and_negatives() -> None:
 
 
 def test_step_seeds_differ() -> None:
-    seeds = {_seed(s, e, t) for s in (0, 1, 2023) for e in range(20) for t in range(20)}
+    seeds = {mixed_seed(s, e, t) for s in (0, 1, 2023) for e in range(20) for t in range(20)}
     assert len(seeds) == 3 * 20 * 20
 
 
