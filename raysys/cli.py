@@ -53,7 +53,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 STAGE_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "embed": (("embeddings",), "Turn the profiles into vectors, or take your own."),
     "train": (("train",), "Train the models."),
-    "evaluate": (("evaluate",), "Measure the models on the test split."),
     "recommend": (("recommend",), "Write top-k lists for all users."),
     "report": (("report",), "Write report.json and report.html."),
 }
@@ -112,6 +111,59 @@ def _stage_command(name: str, stages: tuple[str, ...] | None, text: str) -> None
 _stage_command("run", None, "Run all stages of CONFIG; finished ones are skipped.")
 for _name, (_stages, _text) in STAGE_COMMANDS.items():
     _stage_command(_name, _stages, _text)
+
+
+@app.command()
+def evaluate(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG|LISTS", help="A config, or a file of lists to measure."),
+    ],
+    overrides: Overrides = None,
+    model: Models = None,
+    align: Align = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="For LISTS: folder with interactions.parquet.")
+    ] = None,
+    fold: Annotated[
+        str | None, typer.Option(help="Its boolean test column; else `split` says test.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="all-rank; condensed: unrated items are deleted first.")
+    ] = "all-rank",
+    relevance: Annotated[
+        float | None, typer.Option(help="Ratings from here on are relevant; else likes.")
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, max=1000, help="Cut-off for LISTS.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Measure the models of CONFIG, or the LISTS of any recommender, on the test split.
+
+    LISTS is a .parquet or .csv file with user_id, item_id and rank.
+    """
+    if target.suffix.lower() not in (".parquet", ".csv", ".tsv"):
+        if dataset or fold or relevance is not None:
+            raise UserError("--dataset, --fold and --relevance go with a file of lists.")
+        _run_stages(target, overrides, ("evaluate",), model, align, as_json)
+        return
+    from raysys.evaluation.lists import PROTOCOLS, held_out, measure_lists
+    from raysys.settings import nearest
+
+    if dataset is None:
+        raise UserError("--dataset: name the folder whose interactions.parquet has the test rows.")
+    if protocol not in PROTOCOLS:
+        raise UserError(f"no protocol '{protocol}': {nearest(protocol, PROTOCOLS)}")
+    found = measure_lists(target, held_out(dataset, fold, relevance), k, protocol)
+    value = {
+        **found.metrics,
+        "users": found.users,
+        "without_list": found.without_list,
+        "unknown_rows": found.unknown,
+    }
+    lines = [f"{name}@{k}: {number:.4f}" for name, number in found.metrics.items()]
+    lines += [f"users: {found.users}, of whom without a list: {found.without_list}"]
+    lines += [f"rows of unknown users or items: {found.unknown}"] if found.unknown else []
+    _print(as_json, value, lines)
 
 
 def _text_command(name: str, stages: tuple[str, ...], text: str) -> None:

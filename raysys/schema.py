@@ -14,6 +14,9 @@ ITEM_ID = "item_id"
 RATING = "rating"
 TIMESTAMP = "timestamp"
 POSITION = "position"
+#: What a rating says: 1 liked, 0 neither, -1 disliked. Without it every interaction is a like.
+OPINION = "opinion"
+LIKED, NEITHER, DISLIKED = 1, 0, -1
 SPLIT = "split"
 TITLE = "title"
 

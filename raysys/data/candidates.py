@@ -49,7 +49,8 @@ def next_items(
     before that split. In train the targets are the `latest` train interactions, each with the
     interactions before it as history.
 
-    Negatives are uniform over the items that are neither in the history nor in this split. What is
+    Negatives are uniform over the items that the user knows neither from before nor from this
+    split, liked or not. What is
     drawn for a user depends on the seed, the split and the user alone. A user without a target has
     no question.
 
@@ -62,9 +63,9 @@ def next_items(
         UserError: a user has not so many items left to draw from.
     """
     before, during = dataset.histories(*_BEFORE[split]), dataset.histories(split)
+    met = dataset.histories(*_BEFORE[split], split, opinion=None)
     for user in users.tolist():
-        history, targets = before[user], during[user]
-        known = np.concatenate([history, targets])
+        history, targets, known = before[user], during[user], met[user]
         first = max(0, len(targets) - latest) if split == TRAIN else 0
         rng = np.random.default_rng([seed, 1 + SPLITS.index(split), user])
         for place in range(first, len(targets)):

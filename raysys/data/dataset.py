@@ -47,6 +47,8 @@ class Dataset:
     """Item row of each interaction, shape (n,), int64."""
     labels: Labels
     """Split of each interaction as its place in `schema.SPLITS`, shape (n,), int8."""
+    opinions: Labels
+    """`schema.LIKED`, `NEITHER` or `DISLIKED` for each interaction, shape (n,), int8."""
 
     @classmethod
     def load(cls, folder: Path | str, name: str | None = None) -> Dataset:
@@ -84,6 +86,7 @@ class Dataset:
             user_rows=user_rows[order],
             item_rows=item_rows[order],
             labels=labels[order].astype(np.int8),
+            opinions=interactions.opinions()[order],
         )
 
     @property
@@ -99,29 +102,33 @@ class Dataset:
             digest.update(b"\0")
         return digest.hexdigest()
 
-    def pairs(self, split: str) -> tuple[Rows, Rows]:
-        """User rows and item rows of a split, int64, by user and in time order within a user."""
-        chosen = self.labels == schema.SPLITS.index(split)
+    def pairs(self, *splits: str, opinion: int | None = schema.LIKED) -> tuple[Rows, Rows]:
+        """User rows and item rows, int64, by user and in time order within a user.
+
+        Args:
+            opinion: which interactions: the likes, `schema.DISLIKED`, or None for all that are
+                known to the user. Without ratings every interaction is a like.
+        """
+        chosen = np.isin(self.labels, [schema.SPLITS.index(split) for split in splits])
+        if opinion is not None:
+            chosen &= self.opinions == opinion
         return self.user_rows[chosen], self.item_rows[chosen]
 
-    def histories(self, *splits: str) -> list[Rows]:
-        """Item rows of each user in the named splits, oldest first: U arrays."""
-        chosen = np.isin(self.labels, [schema.SPLITS.index(split) for split in splits])
-        users, items = self.user_rows[chosen], self.item_rows[chosen]
+    def histories(self, *splits: str, opinion: int | None = schema.LIKED) -> list[Rows]:
+        """Item rows of each user, oldest first: U arrays; see `pairs`."""
+        users, items = self.pairs(*splits, opinion=opinion)
         bounds = np.searchsorted(users, np.arange(len(self.user_ids) + 1))
         return [items[start:end] for start, end in pairwise(bounds)]
 
-    def matrix(self, *splits: str) -> Any:
-        """The interactions of the named splits (at least one) as a matrix.
+    def matrix(self, *splits: str, opinion: int | None = schema.LIKED) -> Any:
+        """The interactions of the named splits (at least one) as a matrix; see `pairs`.
 
         Returns:
             scipy.sparse.csr_matrix, shape (U, I), float32 ones, indices sorted in each row.
         """
         if not splits:
             raise ValueError("matrix() needs the names of the splits it shall hold")
-        codes = [schema.SPLITS.index(split) for split in splits]
-        chosen = np.isin(self.labels, codes)
-        users, items = self.user_rows[chosen], self.item_rows[chosen]
+        users, items = self.pairs(*splits, opinion=opinion)
         ones = np.ones(len(users), dtype=np.float32)
         return sparse.csr_matrix((ones, (users, items)), shape=self.shape)
 
@@ -172,6 +179,13 @@ class _Table:
             _, first = np.unique(pairs, return_index=True)
             row = int(np.setdiff1d(np.arange(len(pairs)), first, assume_unique=True)[0])
             raise self.error(row, schema.ITEM_ID, "is there twice for one user")
+
+    def opinions(self) -> Labels:
+        """What each interaction says; a like where the file does not tell."""
+        if schema.OPINION not in self.table.column_names:
+            return np.full(len(self.table), schema.LIKED, dtype=np.int8)
+        found: Labels = pc.cast(self.table[schema.OPINION], pa.int8()).to_numpy()
+        return found
 
     def times(self) -> list[Rows]:
         names = (schema.TIMESTAMP, schema.POSITION)

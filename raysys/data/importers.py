@@ -81,6 +81,11 @@ class ImportSettings(Settings):
     """Names of your columns, ours = theirs: `item_id = "asin"`."""
     min_rating: float | None = None
     """Interactions rated below this are dropped."""
+    liked_from: float | None = None
+    """Ratings from here on are likes, which models learn and evaluation counts; lower ones are
+    known, and never recommended. None: every interaction is a like."""
+    disliked_to: float | None = None
+    """Ratings up to here are dislikes, for profiles and for models that use them."""
     k_core: int = Field(default=0, ge=0)
     """Keep users and items with at least this many interactions (repeated until it holds)."""
     unknown_items: Literal["error", "drop"] = "error"
@@ -112,6 +117,11 @@ class ImportSettings(Settings):
                 f"source '{self.source}' comes with its own files: "
                 "leave out interactions, items, users and columns"
             )
+        if self.disliked_to is not None:
+            if self.liked_from is None:
+                raise ValueError("disliked_to needs liked_from, from which ratings are likes")
+            if self.liked_from <= self.disliked_to:
+                raise ValueError("liked_from must be above disliked_to")
         if self.split.column is not None and schema.SPLIT in self.columns:
             raise ValueError("give the split column once: in columns or in split.column")
         return self
@@ -202,6 +212,8 @@ def import_data(
     if not sizes[splits.TEST]:
         logger.warning("split '%s' leaves nothing in test", settings.split.method)
     user_rows, item_rows = np.unique(left.users), np.unique(left.items)
+    if settings.liked_from is not None:
+        left.table = left.table.append_column(schema.OPINION, _opinions(left, settings))
     out_users = _with_attributes(user_ids.take(pa.array(user_rows)), user_table)
     out_items = item_table.take(pa.array(item_rows))
     write_table(output / schema.INTERACTIONS_FILE, _with_split(left.table, labels))
@@ -241,9 +253,11 @@ def _check_needs(
         if not any(theirs in source.table.column_names for source in sources):
             raise interactions.lacks(theirs, _option(ours))
     method, mapping = settings.split.method, settings.columns
-    if settings.min_rating is not None and interactions.find(schema.RATING, mapping) is None:
-        lack = interactions.lacks(schema.RATING, _option(schema.RATING))
-        raise UserError(f"min_rating: {lack}")
+    for key in ("min_rating", "liked_from"):
+        wanted = getattr(settings, key) is not None
+        if wanted and interactions.find(schema.RATING, mapping) is None:
+            lack = interactions.lacks(schema.RATING, _option(schema.RATING))
+            raise UserError(f"{key}: {lack}")
     times = {"time": (schema.TIMESTAMP,), "leave_last_two": (schema.TIMESTAMP, schema.POSITION)}
     usable = times.get(method, ())
     if usable and all(interactions.find(ours, mapping) is None for ours in usable):
@@ -306,6 +320,16 @@ def _filter(left: _Rows, known: Mask, settings: ImportSettings) -> tuple[int, di
         dropped["below_min_rating"] = left.keep(left.array(schema.RATING) >= settings.min_rating)
     dropped["k_core"] = left.keep(filters.k_core(left.users, left.items, settings.k_core))
     return duplicates, dropped
+
+
+def _opinions(left: _Rows, settings: ImportSettings) -> pa.Array:
+    """What each rating says: liked, disliked or neither."""
+    ratings = left.array(schema.RATING)
+    found = np.full(len(ratings), schema.NEITHER, dtype=np.int8)
+    found[ratings >= settings.liked_from] = schema.LIKED
+    if settings.disliked_to is not None:
+        found[ratings <= settings.disliked_to] = schema.DISLIKED
+    return pa.array(found)
 
 
 def _labels(left: _Rows, split: SplitSettings) -> splits.Labels:

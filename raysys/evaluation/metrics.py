@@ -6,6 +6,8 @@ Definitions (binary relevance; r = rank from 1, rel = number of relevant items o
     precision@k = hits in the first k / k
     hr@k        = 1 where the first k hold a hit, else 0
     mrr@k       = 1 / rank of the first hit, 0 where that rank is beyond k
+    map@k       = sum over hits in the first k of (precision at the hit's rank), divided by
+                  min(k, rel)
     ndcg@k      = sum over hits of 1 / log2(r + 1), divided by the same sum for a list
                   that starts with min(k, rel) hits
 
@@ -65,7 +67,7 @@ def hit_matrix(items: np.ndarray, relevant: csr_matrix, users: np.ndarray) -> np
 def ranking_metrics(
     hits: np.ndarray, relevant: np.ndarray, ks: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Recall, NDCG, hit rate, reciprocal rank and precision of every user.
+    """Recall, NDCG, hit rate, reciprocal rank, precision and MAP of every user.
 
     Args:
         hits: (n, K) bool, whether the item at each rank is relevant; False beyond
@@ -86,6 +88,8 @@ def ranking_metrics(
     ideal = np.cumsum(discount)  # (K,) the best gain with 1..K relevant items
     found = np.cumsum(hits, axis=1)  # (n, K)
     gain = np.cumsum(hits * discount, axis=1)  # (n, K)
+    at_rank = np.arange(1, depth + 1)
+    precise = np.cumsum(hits * (found / at_rank), axis=1)  # (n, K)
     first = np.where(hits.any(axis=1), hits.argmax(axis=1) + 1, depth + 1)  # (n,) from 1
     result: dict[str, np.ndarray] = {}
     for k in dict.fromkeys(ks):
@@ -94,6 +98,7 @@ def ranking_metrics(
         result[f"hr@{k}"] = (first <= k).astype(np.float64)
         result[f"mrr@{k}"] = np.divide(1.0, first, out=np.zeros(users), where=first <= k)
         result[f"precision@{k}"] = found[:, k - 1] / k
+        result[f"map@{k}"] = precise[:, k - 1] / np.minimum(relevant, k)
     return result
 
 

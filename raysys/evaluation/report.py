@@ -58,6 +58,7 @@ _METRICS = {
     "hr": "hit rate: the share of users with at least one held-out item among the first k",
     "mrr": "1 divided by the rank of the first hit, 0 where it lies beyond k",
     "precision": "the share of the first k that are held-out items",
+    "map": "mean average precision: precision at each hit, averaged; the order counts",
 }
 
 

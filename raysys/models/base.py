@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from torch.nn import init
 
 from raysys.graph.bipartite import BipartiteGraph
@@ -16,6 +17,8 @@ from raysys.models.losses import bpr
 
 #: Scores of a block of users against all items: (b,) user rows -> (b, I).
 ScoreBlock = Callable[[np.ndarray], np.ndarray]
+#: What users said in train beside their likes: `schema.DISLIKED` or `NEITHER` -> (U, I) pairs.
+Others = Mapping[int, csr_matrix]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ class Recommender(torch.nn.Module, ABC):
         graph: train edges, on the device that the model will compute on.
         reg: weight of Σ‖W‖² over all parameters.
     """
+
+    #: Whether the constructor also takes profile vectors and `Others`.
+    reads_content: ClassVar[bool] = False
 
     def __init__(self, graph: BipartiteGraph, reg: float) -> None:
         super().__init__()

@@ -13,8 +13,9 @@ from raysys.errors import UserError
 from raysys.graph.bipartite import BipartiteGraph
 from raysys.models.align import Alignment, align
 from raysys.models.autocf import AutoCF, AutoCFSettings
-from raysys.models.base import Recommender
+from raysys.models.base import Others, Recommender
 from raysys.models.dccf import DCCF, DCCFSettings
+from raysys.models.gat import GAT, PROFILES, GATSettings
 from raysys.models.gccf import GCCF, GCCFSettings
 from raysys.models.lightgcn import LightGCN, LightGCNSettings
 from raysys.models.linear import BlendSettings, EaseSettings, ItemKNNSettings
@@ -47,6 +48,7 @@ BACKBONES = registry(
     ("simgcl", SimGCLSettings, SimGCL),
     ("dccf", DCCFSettings, DCCF),
     ("autocf", AutoCFSettings, AutoCF),
+    ("gat", GATSettings, GAT),
 )
 
 
@@ -81,7 +83,8 @@ class ModelSettings(Settings):
     def reads_profiles(self, grid: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> bool:
         """Whether profile vectors are needed, with any of the settings in `grid`."""
         weights = grid.get("text_weight", [self.settings.get("text_weight", 0.0)])
-        return self.alignment is not None or any(weights)
+        features = self.settings.get("features") == PROFILES
+        return self.alignment is not None or any(weights) or features
 
     @field_validator("backbone")
     @classmethod
@@ -110,22 +113,32 @@ class ModelSettings(Settings):
 
 
 def build_model(
-    settings: ModelSettings, graph: BipartiteGraph, profiles: Profiles | None, seed: int
+    settings: ModelSettings,
+    graph: BipartiteGraph,
+    profiles: Profiles | None,
+    seed: int,
+    others: Others = MappingProxyType({}),
 ) -> Recommender:
     """A fresh model on the device of the graph; the same seed gives the same parameters.
 
+    Args:
+        others: what users rated in train and did not like, for models that read it.
+
     Raises:
-        UserError: alignment is asked for without profile vectors.
+        UserError: the model reads profile vectors and none are given.
     """
     generator = torch.Generator().manual_seed(seed)
     settings_class, model_class = BACKBONES[settings.backbone]
     values = settings_class.model_validate(settings.settings)
-    model: Recommender = model_class(values, graph, generator)  # type: ignore[arg-type, call-arg]
+    if settings.reads_profiles() and profiles is None:
+        raise UserError(
+            "the model reads profile vectors and none are given: embed the profiles first, or "
+            'remove its [alignment] (gat: set features = "none").'
+        )
+    build: Any = model_class
+    content = (profiles, others) if model_class.reads_content else ()
+    model: Recommender = build(values, graph, generator, *content)
     if settings.alignment is not None:
-        if profiles is None:
-            raise UserError(
-                "the model has an [alignment] but no profile vectors are given: embed the "
-                "profiles first, or remove the alignment."
-            )
+        assert profiles is not None
         model = align(model, settings.alignment, profiles, generator)
     return model.to(graph.device)

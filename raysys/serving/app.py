@@ -65,7 +65,7 @@ class Recommender:
         self._rows = {user: row for row, user in enumerate(dataset.user_ids)}
         self._item_ids = dataset.item_ids
         self._titles = dataset.items[TITLE].to_pylist()
-        self._seen = dataset.matrix(*SPLITS)
+        self._seen = dataset.matrix(*SPLITS, opinion=None)
 
     def recommend(self, user_id: str, k: int) -> Answer | None:
         """The k best unseen items of a user; None for a user that the run does not know."""

@@ -36,7 +36,8 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     settings, dataset = context.settings.evaluate, context.dataset
     _ = context.resources  # Ray must be up before anything is put into its store.
     train = dataset.matrix(TRAIN)
-    mask = train if settings.mask == "train" else dataset.matrix(TRAIN, VALID)
+    masked = (TRAIN,) if settings.mask == "train" else (TRAIN, VALID)
+    mask = dataset.matrix(*masked, opinion=None)
     relevant = dataset.matrix(TEST)
     shared = ray.put((mask, relevant, settings.ks))
     measure = ray.remote(num_cpus=1)(_measure)

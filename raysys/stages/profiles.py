@@ -32,8 +32,6 @@ _USERS_ONLY = {
     "disliked_items",
     "items_per_turn",
     "evidence",
-    "liked_from",
-    "disliked_to",
 }
 _NOTHING = Resources(0, 0, 0)
 

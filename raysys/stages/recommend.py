@@ -46,7 +46,9 @@ def _recommend(context: RunContext, output: Path) -> StageReport:
     _ = context.resources  # Ray must be up before anything is put into its store.
     model = best_model(context) if settings.model == "best" else settings.model
     # The folder and not the model: what is in it is mapped by each task, never copied.
-    shared = ray.put((context.run.path("train") / model, dataset.matrix(*SPLITS), settings.k))
+    shared = ray.put(
+        (context.run.path("train") / model, dataset.matrix(*SPLITS, opinion=None), settings.k)
+    )
     rank = ray.remote(num_cpus=1)(_rank)
     users = np.arange(len(dataset.user_ids))
     pending = [

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
-from raysys.schema import ITEM_ID, RATING, REVIEW, SPLITS, TITLE, TRAIN
+from raysys.schema import DISLIKED, ITEM_ID, LIKED, RATING, REVIEW, SPLITS, TITLE, TRAIN
 from raysys.settings import nearest
 from raysys.text.prompts import Shown
 
@@ -90,9 +90,16 @@ def sample_per_row(rows: Rows, values: Rows, n_rows: int, limit: int, seed: int)
     return [values[order[start : min(end, start + limit)]] for start, end in pairwise(starts)]
 
 
-def train_rows(dataset: Dataset) -> Rows:
-    """Places of the train interactions, by user and in time order within a user."""
-    rows: Rows = np.flatnonzero(dataset.labels == SPLITS.index(TRAIN))
+def train_rows(dataset: Dataset, opinion: int | None = LIKED) -> Rows:
+    """Places of the train interactions, by user and in time order within a user.
+
+    Args:
+        opinion: see `Dataset.pairs`.
+    """
+    chosen = dataset.labels == SPLITS.index(TRAIN)
+    if opinion is not None:
+        chosen &= dataset.opinions == opinion
+    rows: Rows = np.flatnonzero(chosen)
     return rows
 
 
@@ -108,7 +115,7 @@ def item_reviews(
     dataset: Dataset, reviews: list[str | None], per_item: int, seed: int
 ) -> list[list[str]]:
     """Sampled train reviews of each item (RLMRec §3.2.2)."""
-    rows = train_rows(dataset)
+    rows = train_rows(dataset, opinion=None)
     rows = rows[[bool(reviews[row]) for row in rows]]
     drawn = sample_per_row(dataset.item_rows[rows], rows, len(dataset.item_ids), per_item, seed)
     return [[reviews[row] or "" for row in mine] for mine in drawn]
@@ -116,8 +123,6 @@ def item_reviews(
 
 def liked_and_disliked(
     dataset: Dataset,
-    liked_from: float,
-    disliked_to: float,
     n_liked: int,
     n_disliked: int,
     *,
@@ -125,7 +130,8 @@ def liked_and_disliked(
 ) -> tuple[list[Rows], list[Rows]]:
     """Items that each user liked and disliked in train, oldest first.
 
-    Without ratings everything was liked.
+    Which is which was said at import (`data.liked_from`, `data.disliked_to`); without ratings
+    everything was liked.
 
     Args:
         extreme: the highest and lowest rated ones, later ones first among equals (the paper), not
@@ -134,16 +140,17 @@ def liked_and_disliked(
     Returns:
         For each user an array of item rows, liked; the same, disliked.
     """
-    rows = train_rows(dataset)
+    rows = train_rows(dataset, opinion=None)
     users, items = dataset.user_rows[rows], dataset.item_rows[rows]
     rated = RATING in dataset.interactions.column_names
     ratings = dataset.interactions[RATING].to_numpy()[rows] if rated else np.full(len(rows), np.inf)
+    opinions = dataset.opinions[rows]
     bounds = np.searchsorted(users, np.arange(len(dataset.user_ids) + 1))
     liked, disliked = [], []
     for start, end in pairwise(bounds):
-        mine, scores = items[start:end], ratings[start:end]
-        liked.append(_pick(mine, scores, scores >= liked_from, n_liked, extreme))
-        disliked.append(_pick(mine, -scores, scores <= disliked_to, n_disliked, extreme))
+        mine, scores, said = items[start:end], ratings[start:end], opinions[start:end]
+        liked.append(_pick(mine, scores, said == LIKED, n_liked, extreme))
+        disliked.append(_pick(mine, -scores, said == DISLIKED, n_disliked, extreme))
     return liked, disliked
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from raysys.cluster import ClusterSettings, Resources
 from raysys.data.dataset import Dataset
@@ -59,23 +59,14 @@ class ProfileSettings(TextSettings):
     items_per_user: int = Field(default=10, ge=1)
     """Train interactions shown for a user, drawn by seed (`rlmrec`)."""
     liked_items: int = Field(default=10, ge=1)
-    """Items shown that the user liked (`unified`, `integrated`)."""
+    """Items shown that the user liked (`unified`, `integrated`); `data.liked_from` says from which
+    rating on."""
     disliked_items: int = Field(default=10, ge=0)
-    """Items shown that the user disliked."""
+    """Items shown that the user disliked, by `data.disliked_to`."""
     items_per_turn: int = Field(default=5, ge=1)
     """How many of them in one turn of the conversation."""
     evidence: Literal["latest", "extreme"] = "latest"
     """Which ones: the latest (the released code), or the highest and lowest rated (the paper)."""
-    liked_from: float = 4.0
-    """Ratings from here on are likes; without ratings everything is."""
-    disliked_to: float = 2.0
-    """Ratings up to here are dislikes."""
-
-    @model_validator(mode="after")
-    def _likes_above_dislikes(self) -> ProfileSettings:
-        if self.liked_from <= self.disliked_to:
-            raise ValueError("liked_from must be above disliked_to")
-        return self
 
     def prompts(self, kind: Literal["item", "user"]) -> Prompts:
         """The prompts for items or users."""
@@ -205,8 +196,6 @@ def user_evidence(
     fields = fields_in_order(item_profiles, dataset.item_ids)
     liked, disliked = liked_and_disliked(
         dataset,
-        settings.liked_from,
-        settings.disliked_to,
         settings.liked_items,
         settings.disliked_items,
         extreme=settings.evidence == "extreme",

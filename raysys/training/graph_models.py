@@ -44,12 +44,14 @@ def train_graph_model(job: TrainJob, output: Path) -> TrainResult:
 
 def _train(job: TrainJob, worker: Worker) -> dict[str, Any] | None:
     """What each worker runs."""
-    train, valid, profiles, identity = load_inputs(job)
-    graph = bipartite_graph(train).to(worker.device)
-    model = build_model(job.model, graph, profiles, job.train.seed)
+    given = load_inputs(job)
+    graph = bipartite_graph(given.train).to(worker.device)
+    model = build_model(job.model, graph, given.profiles, job.train.seed, given.others)
     if job.start_from is not None:
-        start_from(model, job.start_from, identity)
-    training = GraphTraining(model, train, valid, job.train, worker.workers)
+        start_from(model, job.start_from, given.identity)
+    training = GraphTraining(
+        model, given.train, given.valid, job.train, worker.workers, given.known
+    )
     worker.resume(training)
     report = worker.reporter()
 
@@ -61,7 +63,7 @@ def _train(job: TrainJob, worker: Worker) -> dict[str, Any] | None:
     if not worker.workers.first:
         return None
     training.restore_best()
-    save_model(worker.output, model, job.model, identity)
+    save_model(worker.output, model, job.model, given.identity)
     write_json(worker.output / HISTORY_FILE, training.history)
     result = TrainResult(
         epochs=training.epoch,

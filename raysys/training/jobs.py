@@ -12,9 +12,10 @@ from scipy.sparse import csr_matrix
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.graph.sampling import with_fake_pairs
+from raysys.models.base import Others
 from raysys.models.profiles import Profiles, shuffled
 from raysys.models.registry import ModelSettings
-from raysys.schema import TRAIN, VALID
+from raysys.schema import DISLIKED, NEITHER, TRAIN, VALID
 from raysys.store import fingerprint
 from raysys.training.loop import TrainSettings
 from raysys.training.ray_train import Placement
@@ -83,14 +84,34 @@ class TrainResult:
     chosen: dict[str, Any] = field(default_factory=dict)
 
 
-def load_inputs(job: TrainJob) -> tuple[csr_matrix, csr_matrix, Profiles | None, str]:
-    """Train and valid (U, I), the profiles if the model reads any, and the data set's identity.
+@dataclass(frozen=True)
+class TrainInputs:
+    """What a job's paths hold.
+
+    Attributes:
+        train, valid: (U, I) likes.
+        known: (U, I) all that users rated in train, liked or not: never recommended.
+        others: what users rated in train and did not like.
+        profiles: profile vectors, if the model reads any.
+        identity: the data set's.
+    """
+
+    train: csr_matrix
+    valid: csr_matrix
+    known: csr_matrix
+    others: Others
+    profiles: Profiles | None
+    identity: str
+
+
+def load_inputs(job: TrainJob) -> TrainInputs:
+    """Read what a job needs.
 
     Raises:
         UserError: the data set or the vectors are missing, broken, or do not fit together.
     """
     dataset = Dataset.load(job.dataset)
-    train, valid = dataset.matrix(TRAIN), dataset.matrix(VALID)
+    train = dataset.matrix(TRAIN)
     if job.train_noise:
         train = with_fake_pairs(train, job.train_noise, np.random.default_rng(job.train.seed))
     profiles = None
@@ -103,4 +124,11 @@ def load_inputs(job: TrainJob) -> tuple[csr_matrix, csr_matrix, Profiles | None,
         profiles = Profiles.load(job.profiles, *dataset.shape)
         if job.shuffle_profiles:
             profiles = shuffled(profiles, job.train.seed)
-    return train, valid, profiles, dataset.identity()
+    return TrainInputs(
+        train,
+        dataset.matrix(VALID),
+        dataset.matrix(TRAIN, opinion=None).maximum(train),
+        {name: dataset.matrix(TRAIN, opinion=name) for name in (DISLIKED, NEITHER)},
+        profiles,
+        dataset.identity(),
+    )

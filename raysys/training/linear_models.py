@@ -43,10 +43,19 @@ def train_linear_model(job: TrainJob, output: Path) -> TrainResult:
     Raises:
         UserError: data, profiles or settings are wrong.
     """
-    train, valid, profiles, identity = load_inputs(job)
-    fitted = fit(job.model, job.grid, train, valid, profiles, beside=output.parent)
+    given = load_inputs(job)
+    train, profiles = given.train, given.profiles
+    fitted = fit(
+        job.model,
+        job.grid,
+        train,
+        given.valid,
+        profiles,
+        beside=output.parent,
+        known=given.known,
+    )
     own = fitted.model if isinstance(fitted.model, ItemWeights) else None
-    save_linear(output, fitted.settings, train.shape, own, identity)
+    save_linear(output, fitted.settings, train.shape, own, given.identity)
     write_json(output / HISTORY_FILE, [])
     result = TrainResult(
         epochs=0,
@@ -85,6 +94,7 @@ def fit(
     profiles: Profiles | None = None,
     scorers: Mapping[str, ScoreBlock] | None = None,
     beside: Path | None = None,
+    known: csr_matrix | None = None,
 ) -> Fitted:
     """Fit a linear model with every combination of `grid`.
 
@@ -95,15 +105,17 @@ def fit(
         profiles: read where `text_weight` is above 0.
         scorers: the models that a blend may name.
         beside: the folder whose subfolders are such models, where `scorers` is not given.
+        known: (U, I) what validation lists leave out; train if not given.
 
     Raises:
         UserError: a setting of the grid is unknown, there is no validation split to choose by,
             or a blend names a model that is not there.
     """
-    known = list(LINEAR[settings.backbone].model_fields)
+    names = list(LINEAR[settings.backbone].model_fields)
     for name in grid:
-        if name not in known:
-            raise UserError(f"unknown setting '{name}' in a grid: {nearest(name, known)}")
+        if name not in names:
+            raise UserError(f"unknown setting '{name}' in a grid: {nearest(name, names)}")
+    mask = train if known is None else known
     combinations = list(_combinations(grid))
     if len(combinations) > 1 and valid.nnz == 0:
         raise UserError("a grid is chosen from on validation, but the validation split is empty.")
@@ -118,7 +130,7 @@ def fit(
         model = _build(values, train, profiles, blocks)
         recall = None
         if valid.nnz:
-            recall = all_rank(model.score_block, train, valid, [20]).metrics[WATCHED]
+            recall = all_rank(model.score_block, mask, valid, [20]).metrics[WATCHED]
         if best is None or (recall or 0.0) > (best.recall or 0.0):
             best = Fitted(model, values, chosen, recall)
     assert best is not None

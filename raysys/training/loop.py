@@ -71,6 +71,7 @@ class GraphTraining:
             epoch counts as the best.
         settings: see `TrainSettings`.
         workers: this worker's place among all.
+        known: (U, I) what validation lists leave out; train if not given.
 
     Attributes:
         epoch: finished epochs.
@@ -86,6 +87,7 @@ class GraphTraining:
         valid: csr_matrix | None,
         settings: TrainSettings,
         workers: Workers | None = None,
+        known: csr_matrix | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -98,7 +100,8 @@ class GraphTraining:
         if train.nnz == 0:
             raise UserError("the train split is empty: there is nothing to learn from.")
         self._train = train
-        self._valid = None if valid is None else _unseen(valid, train)
+        self._known = train if known is None else known
+        self._valid = None if valid is None else _unseen(valid, self._known)
         positives = train.tocoo()
         self._users = positives.row.astype(np.int64)
         self._items = positives.col.astype(np.int64)
@@ -231,7 +234,7 @@ class GraphTraining:
         figures = torch.zeros(2, dtype=torch.float64)
         if share.nnz:
             scores = Embeddings.of(self.model).score_block
-            recalls = all_rank(scores, self._train, share, ks=[20]).per_user[WATCHED]
+            recalls = all_rank(scores, self._known, share, ks=[20]).per_user[WATCHED]
             figures += torch.tensor([recalls.sum(), len(recalls)])
         figures = figures.to(self._device)
         self.workers.add_up(figures)
@@ -251,8 +254,8 @@ def mixed_seed(seed: int, *place: int) -> int:
     return int(sequence.generate_state(1, np.uint64)[0])
 
 
-def _unseen(valid: csr_matrix, train: csr_matrix) -> csr_matrix | None:
-    """Validation pairs that are not in train; None where there are none."""
-    left = csr_matrix(valid - valid.multiply(train.astype(bool)), dtype=np.float32)
+def _unseen(valid: csr_matrix, known: csr_matrix) -> csr_matrix | None:
+    """Validation pairs that are not known from train; None where there are none."""
+    left = csr_matrix(valid - valid.multiply(known.astype(bool)), dtype=np.float32)
     left.eliminate_zeros()
     return left if left.nnz else None

@@ -53,8 +53,20 @@ def test_matrix(tmp_path: Path) -> None:
     # Item rows of u come as 0 2 1 in time order; a CSR row has them in order of index.
     assert data.matrix("train", "valid", "test").indices.tolist() == [0, 1, 2, 0, 2]
     assert data.matrix("train").multiply(data.matrix("valid", "test")).nnz == 0
-    with pytest.raises(ValueError, match="splits"):
+    with pytest.raises(ValueError, match="split"):
         data.matrix()
+
+
+def test_likes_are_apart_from_what_is_only_known(tmp_path: Path) -> None:
+    opinions = {schema.OPINION: [1, 1, -1, 0, 1]}
+    data = Dataset.load(write(tmp_path, schema.INTERACTIONS_FILE, opinions))
+    everything = ("train", "valid", "test")
+    assert data.matrix("train").toarray().tolist() == [[0, 0, 1], [0, 0, 1]]
+    assert data.matrix("train", opinion=schema.DISLIKED).toarray().tolist() == [[1, 0, 0], [0] * 3]
+    assert data.matrix(*everything, opinion=schema.NEITHER).nnz == 1
+    assert data.matrix(*everything, opinion=None).nnz == 5
+    assert [mine.tolist() for mine in data.histories(*everything)] == [[2, 1], [2]]
+    assert [mine.tolist() for mine in data.histories("train", opinion=None)] == [[0, 2], [2]]
 
 
 BAD = {

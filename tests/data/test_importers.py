@@ -14,6 +14,7 @@ from raysys import schema
 from raysys.data import sources
 from raysys.data.dataset import Dataset
 from raysys.data.importers import ROW_REASONS, ImportSettings, import_data
+from raysys.errors import UserError
 from raysys.settings import parse_settings
 from raysys.store import StageReport
 
@@ -344,3 +345,32 @@ def test_import_and_load_round_trip(tmp_path: Path) -> None:
     assert [array.tolist() for array in data.pairs("test")] == [[1], [1]]
     expected = np.array([[1, 0, 0, 1], [1, 0, 1, 0]], dtype=np.float32)
     assert (data.matrix("train", "valid").toarray() == expected).all()
+
+
+def test_ratings_become_likes_dislikes_and_neither(tmp_path: Path) -> None:
+    log = b"user_id,item_id,rating\nu,a,5\nu,b,4\nu,c,3\nv,a,2\nv,d,1\n"
+    _, found = load(tmp_path, log, liked_from=4, disliked_to=2)
+    said = {(row["user_id"], row["item_id"]): row[schema.OPINION] for row in found}
+    assert list(said.values()) == [1, 1, 0, -1, -1]
+    assert Dataset.load(tmp_path / "out").matrix(*schema.SPLITS).nnz == 2
+    _, found = load(tmp_path, log, liked_from=4)
+    assert [row[schema.OPINION] for row in found] == [1, 1, 0, 0, 0]
+    _, found = load(tmp_path, log)
+    assert schema.OPINION not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"disliked_to": 2}, "disliked_to needs liked_from"),
+        ({"liked_from": 2, "disliked_to": 2}, "must be above"),
+    ],
+)
+def test_opinions_that_make_no_sense_are_refused(tmp_path: Path, values, problem) -> None:
+    with pytest.raises(UserError, match=problem):
+        load(tmp_path, b"user_id,item_id,rating\nu,a,5\n", **values)
+
+
+def test_likes_need_ratings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="liked_from: .*no column 'rating'"):
+        load(tmp_path, b"user_id,item_id\nu,a\n", liked_from=4)

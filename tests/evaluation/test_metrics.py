@@ -40,6 +40,8 @@ def test_golden_five_items() -> None:
         # 1 of 2; 2 of 3 (divided by all three, not by min(2, 3)); 0 of 1
         "recall@2": [1 / 2, 2 / 3, 0],
         "precision@2": [1 / 2, 1, 0],
+        # user 0: precision 1/2 at the hit on rank 2, two could have been found
+        "map@2": [1 / 4, 1, 0],
         "hr@2": [1, 1, 0],
         "mrr@2": [1 / 2, 1, 0],
         # DCG 1/log2(3); ideal of two hits 1/log2(2) + 1/log2(3). User 1: the ideal has
@@ -47,6 +49,7 @@ def test_golden_five_items() -> None:
         "ndcg@2": [(1 / LOG3) / (1 + 1 / LOG3), 1, 0],
         "recall@5": [1, 1, 0],
         "precision@5": [2 / 5, 3 / 5, 0],
+        "map@5": [(1 / 2 + 2 / 5) / 2, 1, 0],
         "hr@5": [1, 1, 0],
         "mrr@5": [1 / 2, 1, 0],
         # DCG 1/log2(3) + 1/log2(6), the ideal still has two hits

@@ -31,6 +31,7 @@ ROWS = [
 @pytest.fixture
 def dataset(tmp_path) -> Dataset:
     columns = dict(zip(COLUMNS, map(list, zip(*ROWS, strict=True)), strict=True))
+    columns["opinion"] = [1 if row[2] >= 4 else -1 if row[2] <= 2 else 0 for row in ROWS]
     write_table(tmp_path / "interactions.parquet", pa.table(columns))
     write_table(tmp_path / "users.parquet", pa.table({"user_id": ["u", "v"]}))
     items = list("abcde")
@@ -89,13 +90,13 @@ def test_reviews_come_from_train_alone_and_are_cut(dataset):
 
 
 def test_likes_and_dislikes_come_from_train_oldest_first(dataset):
-    liked, disliked = liked_and_disliked(dataset, 4, 2, 10, 10, extreme=False)
+    liked, disliked = liked_and_disliked(dataset, 10, 10, extreme=False)
     assert [rows.tolist() for rows in liked] == [[0, 2], [0, 3]]
     assert [rows.tolist() for rows in disliked] == [[1], []]
 
 
 def test_latest_and_extreme_likes_differ(dataset):
-    latest, _ = liked_and_disliked(dataset, 3, 2, 2, 1, extreme=False)
-    extreme, _ = liked_and_disliked(dataset, 3, 2, 2, 1, extreme=True)
-    assert latest[0].tolist() == [2, 4]
-    assert extreme[0].tolist() == [0, 2]
+    latest, _ = liked_and_disliked(dataset, 1, 1, extreme=False)
+    extreme, _ = liked_and_disliked(dataset, 1, 1, extreme=True)
+    assert latest[0].tolist() == [2]
+    assert extreme[0].tolist() == [0]

@@ -40,9 +40,10 @@ def fitted(job, tmp_path, name, backbone, settings, **more):
 
 
 def test_what_is_saved_scores_as_what_was_fitted(job, tmp_path):
-    train, valid, profiles, _ = load_inputs(replace(job, model=ModelSettings()))
+    given = load_inputs(replace(job, model=ModelSettings()))
+    train, valid = given.train, given.valid
     assert valid.nnz
-    assert profiles is None
+    assert given.profiles is None
     for solver in ("dense", "sparse"):
         values = {"reg": 2.0, "solver": solver, "neighbours": 5}
         fitted(job, tmp_path, solver, "ease", values)
@@ -103,8 +104,8 @@ def test_fake_interactions_are_new_seeded_and_of_the_right_number():
 
 def test_noise_touches_train_only(job):
     clean, noisy = load_inputs(job), load_inputs(replace(job, train_noise=0.2))
-    assert noisy[0].nnz == round(1.2 * clean[0].nnz)
-    assert (noisy[1] != clean[1]).nnz == 0
+    assert noisy.train.nnz == round(1.2 * clean.train.nnz)
+    assert (noisy.valid != clean.valid).nnz == 0
 
 
 def test_a_model_starts_from_the_backbone_of_another(tmp_path):

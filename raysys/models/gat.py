@@ -1,0 +1,187 @@
+"""The graph attention network of End-to-End Personalization: profiles seed the nodes."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.sparse import csr_matrix
+from torch.nn import functional
+from torch_geometric.nn import GATv2Conv
+
+from raysys.graph.bipartite import BipartiteGraph, distinct_pairs
+from raysys.models.base import Batch, Encoded, Others, Recommender
+from raysys.models.losses import bpr
+from raysys.models.profiles import Profiles
+from raysys.schema import DISLIKED, LIKED, NEITHER
+from raysys.settings import Settings
+
+#: Slope of LeakyReLU below zero, in the attention and between layers; GATv2's.
+_SLOPE = 0.2
+#: `features` of a network whose nodes start from profile vectors.
+PROFILES = "profiles"
+
+
+class GATSettings(Settings):
+    """The network; defaults: End-to-End Personalization §2.2 and its released code."""
+
+    width: int = Field(default=64, ge=1)
+    """Width of a head, and of the final embeddings."""
+    heads: int = Field(default=4, ge=1)
+    """Attention heads of every layer but the last, which has one."""
+    layers: int = Field(default=3, ge=1)
+    """Attention layers."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """On the input of each layer, in training."""
+    features: Literal["profiles", "none"] = "profiles"
+    """What trainable node embeddings start from: the profile vectors, or noise (no text)."""
+    node_width: int = Field(default=64, ge=1)
+    """Width of node embeddings without profiles; with them it is theirs."""
+    edges: Literal["likes", "signed", "all"] = "signed"
+    """`signed`: likes and dislikes, told apart by an edge feature (the paper); `likes` alone;
+    `all`: what was rated in between too (the released code)."""
+    bpr_weight: float = Field(default=5.0, ge=0)
+    """Of the ranking loss."""
+    cosine_weight: float = Field(default=2.0, ge=0)
+    """Of 1 minus the mean cosine of users and the items they like."""
+    reg: float = Field(default=0.0, ge=0)
+    """Weight of the squared norm of all parameters."""
+
+
+class GAT(Recommender):
+    """L layers h' = norm(W_r h + Σ_j α_ij W_s h_j), LeakyReLU between them; dot-product scores.
+
+    α_ij is the softmax over i's neighbours of aᵀ LeakyReLU(W_t h_i + W_s h_j + w_e s_ij), s_ij = 1
+    for a like, -1 for a dislike, 0 between (GATv2, Brody 2022, equation 7). Messages run both
+    ways; heads are joined, the last layer has one. Loss: 5·BPR + 2·(1 − mean cosine of likes).
+
+    Source: End-to-End Personalization §2.2.
+
+    Args:
+        settings: see `GATSettings`.
+        graph: likes in train.
+        generator: CPU random state for all start values.
+        profiles: where nodes start, layer-normalised and of length 1; nodes without one start
+            from noise of that length.
+        others: what was rated in train and not liked.
+
+    Attributes:
+        null_users, null_items: nodes without a profile.
+    """
+
+    reads_content: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        settings: GATSettings,
+        graph: BipartiteGraph,
+        generator: torch.Generator,
+        profiles: Profiles | None,
+        others: Others,
+    ) -> None:
+        super().__init__(graph, settings.reg)
+        self.settings = settings
+        nodes = graph.users + graph.items
+        starts, signs = _edges(graph, others, settings.edges)
+        self.register_buffer("ends", starts.to(graph.device), persistent=False)
+        self.register_buffer("signs", signs.to(graph.device), persistent=False)
+        if settings.features == PROFILES:
+            assert profiles is not None
+            given = _seeds(profiles, generator)
+        else:
+            given = _unit(torch.randn(nodes, settings.node_width, generator=generator))
+        self.nodes = torch.nn.Parameter(given)
+        widths = [settings.width * settings.heads] * (settings.layers - 1) + [settings.width]
+        heads = [settings.heads] * (settings.layers - 1) + [1]
+        # The library draws from torch's own random state.
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.convolutions = torch.nn.ModuleList(
+                GATv2Conv(
+                    before,
+                    settings.width,
+                    heads=count,
+                    negative_slope=_SLOPE,
+                    add_self_loops=False,
+                    edge_dim=1,
+                    residual=True,
+                )
+                for before, count in zip([given.shape[1], *widths], heads, strict=False)
+            )
+        self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(width) for width in widths)
+
+    @property
+    def width(self) -> int:
+        """Width of the final embeddings."""
+        return self.settings.width
+
+    def initial_embeddings(self) -> torch.Tensor:
+        """(N, s) trainable node embeddings."""
+        return self.nodes
+
+    def encode(
+        self, start: torch.Tensor, generator: torch.Generator | None, step: int = 0
+    ) -> Encoded:
+        """All layers over all edges, with dropout where a generator is given."""
+        hidden, last = start, len(self.norms) - 1
+        for place, (convolve, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            if generator is not None:
+                hidden = _dropout(hidden, self.settings.dropout, generator)
+            hidden = norm(convolve(hidden, self.ends, self.signs))
+            if place < last:
+                hidden = functional.leaky_relu(hidden, _SLOPE)
+        users, items = torch.split(hidden, [self.graph.users, self.graph.items])
+        return Encoded(start, users, items)
+
+    def batch_losses(
+        self, encoded: Encoded, batch: Batch, generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """BPR and cosine alignment, each averaged over the global batch."""
+        users = encoded.users.index_select(0, batch.share(batch.users))
+        liked = encoded.items.index_select(0, batch.share(batch.positives))
+        other = encoded.items.index_select(0, batch.share(batch.negatives))
+        apart = 1 - functional.cosine_similarity(users, liked)
+        return {
+            "bpr": bpr(users, liked, other).sum() * (self.settings.bpr_weight / len(batch)),
+            "cosine": apart.sum() * (self.settings.cosine_weight / len(batch)),
+        }
+
+
+def _edges(graph: BipartiteGraph, others: Others, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both directions of every edge, (2, 2E) int64 from and to, and (2E, 1) its sign."""
+    wanted = {"likes": (), "signed": (DISLIKED,), "all": (DISLIKED, NEITHER)}[kind]
+    rows, columns = [graph.rows], [graph.columns.long()]
+    signs = [torch.full((len(graph.columns),), float(LIKED))]
+    for opinion in wanted:
+        pairs = distinct_pairs(others.get(opinion, csr_matrix((graph.users, graph.items)))).tocoo()
+        users = torch.from_numpy(pairs.row.astype(np.int64))
+        items = torch.from_numpy(pairs.col.astype(np.int64)) + graph.users
+        rows += [users, items]
+        columns += [items, users]
+        signs.append(torch.full((2 * len(users),), float(opinion)))
+    rows, columns = [part.cpu() for part in rows], [part.cpu() for part in columns]
+    return torch.stack([torch.cat(rows), torch.cat(columns)]), torch.cat(signs)[:, None]
+
+
+def _seeds(profiles: Profiles, generator: torch.Generator) -> torch.Tensor:
+    """(N, s) profile vectors, users first, layer-normalised and of length 1."""
+    vectors = torch.from_numpy(np.concatenate([profiles.users, profiles.items]))
+    known = np.concatenate([profiles.user_has_profile, profiles.item_has_profile])
+    noise = torch.randn(vectors.shape, generator=generator)
+    vectors = torch.where(torch.from_numpy(known)[:, None], vectors, noise)
+    return _unit(functional.layer_norm(vectors, vectors.shape[1:]))
+
+
+def _unit(rows: torch.Tensor) -> torch.Tensor:
+    return functional.normalize(rows, dim=1)
+
+
+def _dropout(x: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
+    """Entries set to 0 at `rate`, the others scaled up; drawn from `generator` alone."""
+    if rate == 0:
+        return x
+    kept = torch.rand(x.shape, generator=generator, device=x.device) >= rate
+    return x * kept / (1 - rate)
