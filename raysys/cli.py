@@ -55,6 +55,8 @@ STAGE_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "train": (("train",), "Train the models."),
     "recommend": (("recommend",), "Write top-k lists for all users."),
     "report": (("report",), "Write report.json and report.html."),
+    "rerank": (("rerank",), "Let the LLM rerank lists; finished models are taken as they are."),
+    "explain": (("rerank", "explain"), "Let the LLM explain the reranked lists."),
 }
 #: The same for the stages that ask a language model, and so can cost money: see `--dry-run`.
 TEXT_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raysys.stages import data, embed, evaluate, profiles, recommend, report, train, yes_no
+from raysys.stages import data, embed, evaluate, profiles, recommend, report, rerank, train, yes_no
 from raysys.stages.context import RunContext, RunSettings
 from raysys.store import Manifest, StageReport
 
@@ -20,6 +20,8 @@ STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
     "recommend": recommend.run,
     "report": report.run,
     "summaries": profiles.run_summaries,
+    rerank.RERANK: rerank.run_rerank,
+    rerank.EXPLAIN: rerank.run_explain,
     yes_no.EXAMPLES: yes_no.run_examples,
     yes_no.MODEL: yes_no.run_model,
     yes_no.EVALUATION: yes_no.run_evaluation,
@@ -27,7 +29,7 @@ STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
 #: What `raysys finetune yes-no` runs, after the summaries if it shows them.
 YES_NO = (yes_no.EXAMPLES, yes_no.MODEL, yes_no.EVALUATION)
 #: Stages that are run when they are named, and not as part of a whole run.
-ON_DEMAND = ("summaries", *YES_NO)
+ON_DEMAND = ("summaries", rerank.RERANK, rerank.EXPLAIN, *YES_NO)
 
 
 @dataclass(frozen=True)

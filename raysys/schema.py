@@ -102,3 +102,28 @@ RECOMMENDATION_SCHEMA = pa.schema(
         pa.field(TITLE, pa.string()),
     ]
 )
+#: The same with the place that the graph gave, the language model's score, and whether the
+#: model could not be used, so that the graph's order stands.
+RERANKED_SCHEMA = pa.schema(
+    [
+        *RECOMMENDATION_SCHEMA,
+        pa.field("graph_rank", pa.int32(), nullable=False),
+        pa.field("llm_score", pa.float32()),
+        pa.field("degraded", pa.bool_(), nullable=False),
+    ]
+)
+
+#: Why an item was recommended: claims as JSON, each with the lines that it rests on.
+EXPLANATIONS_FILE = "explanations.parquet"
+CLAIMS, DROPPED_CLAIMS = "claims", "dropped_claims"
+EXPLANATION_SCHEMA = pa.schema(
+    [
+        pa.field(USER_ID, pa.string(), nullable=False),
+        pa.field(RANK, pa.int32(), nullable=False),
+        pa.field(ITEM_ID, pa.string(), nullable=False),
+        pa.field(TITLE, pa.string()),
+        pa.field(CLAIMS, pa.string(), nullable=False),
+        pa.field(SOURCE, pa.string(), nullable=False),
+        pa.field(DROPPED_CLAIMS, pa.int64(), nullable=False),
+    ]
+)

@@ -213,7 +213,8 @@ def import_data(
         logger.warning("split '%s' leaves nothing in test", settings.split.method)
     user_rows, item_rows = np.unique(left.users), np.unique(left.items)
     if settings.liked_from is not None:
-        left.table = left.table.append_column(schema.OPINION, _opinions(left, settings))
+        said = _opinions(left.array(schema.RATING), settings.liked_from, settings.disliked_to)
+        left.table = left.table.append_column(schema.OPINION, said)
     out_users = _with_attributes(user_ids.take(pa.array(user_rows)), user_table)
     out_items = item_table.take(pa.array(item_rows))
     write_table(output / schema.INTERACTIONS_FILE, _with_split(left.table, labels))
@@ -322,13 +323,12 @@ def _filter(left: _Rows, known: Mask, settings: ImportSettings) -> tuple[int, di
     return duplicates, dropped
 
 
-def _opinions(left: _Rows, settings: ImportSettings) -> pa.Array:
+def _opinions(ratings: np.ndarray, liked_from: float, disliked_to: float | None) -> pa.Array:
     """What each rating says: liked, disliked or neither."""
-    ratings = left.array(schema.RATING)
     found = np.full(len(ratings), schema.NEITHER, dtype=np.int8)
-    found[ratings >= settings.liked_from] = schema.LIKED
-    if settings.disliked_to is not None:
-        found[ratings <= settings.disliked_to] = schema.DISLIKED
+    found[ratings >= liked_from] = schema.LIKED
+    if disliked_to is not None:
+        found[ratings <= disliked_to] = schema.DISLIKED
     return pa.array(found)
 
 

@@ -20,6 +20,7 @@ from raysys.settings import Settings, nearest, parse_settings
 from raysys.store import RunDirectory
 from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
+from raysys.text.rerank import RerankSettings
 from raysys.text.summaries import SummarySettings
 from raysys.training.loop import TrainSettings
 from raysys.training.yes_no_examples import YesNoSettings
@@ -103,6 +104,8 @@ class RunSettings(Settings):
     """Measurement."""
     recommend: RecommendSettings = RecommendSettings()
     """Lists for all users."""
+    rerank: RerankSettings = RerankSettings()
+    """Reranking and explanations by a language model, by `raysys rerank` and `raysys explain`."""
     report: ReportSettings = ReportSettings()
     """The page."""
     cluster: ClusterSettings = ClusterSettings()
@@ -126,10 +129,10 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        wanted = self.recommend.model
-        if wanted != "best" and wanted not in self.models:
-            names = list(self.models)
-            raise ValueError(f"recommend.model '{wanted}' is not trained: {nearest(wanted, names)}")
+        for key, wanted in (("recommend", self.recommend.model), ("rerank", self.rerank.model)):
+            if wanted != "best" and wanted not in self.models:
+                names = list(self.models)
+                raise ValueError(f"{key}.model '{wanted}' is not trained: {nearest(wanted, names)}")
         above: list[str] = []
         for name, model in self.models.items():
             if model.backbone == "blend":

@@ -46,7 +46,7 @@ def run_items(context: RunContext) -> tuple[Manifest, bool]:
     settings = context.settings.profiles
     return context.run.run_stage(
         "item_profiles",
-        _config(settings, _USERS_ONLY, settings.prompts("item").mark()),
+        text_config(settings, _USERS_ONLY, settings.prompts("item").mark()),
         ["data"],
         lambda output: profile_items(
             settings, context.settings.cluster, context.resources, context.dataset, output
@@ -60,7 +60,7 @@ def run_users(context: RunContext) -> tuple[Manifest, bool]:
     settings = context.settings.profiles
     return context.run.run_stage(
         "user_profiles",
-        _config(settings, _ITEMS_ONLY, settings.prompts("user").mark()),
+        text_config(settings, _ITEMS_ONLY, settings.prompts("user").mark()),
         ["data", "item_profiles"],
         lambda output: profile_users(
             settings,
@@ -81,7 +81,7 @@ def run_summaries(context: RunContext) -> tuple[Manifest, bool]:
         require_file(stored)
     return context.run.run_stage(
         "summaries",
-        _config(settings, set(), settings.prompts().mark()),
+        text_config(settings, set(), settings.prompts().mark()),
         ["data"],
         lambda output: summarize(
             settings, context.settings.cluster, context.resources, context.dataset, output
@@ -138,7 +138,7 @@ def _refuse_own_vectors(context: RunContext) -> None:
         )
 
 
-def _config(settings: Settings, unused: set[str], prompts: dict[str, Any]) -> dict[str, Any]:
+def text_config(settings: Settings, unused: set[str], prompts: dict[str, Any]) -> dict[str, Any]:
     """What decides the texts: not how the engine is run, nor where replies are kept."""
     without: dict[str, Any] = {"engine": HOW, "cache": True, **dict.fromkeys(unused, True)}
     return {**settings.model_dump(mode="json", exclude=without), "prompts": prompts}

@@ -59,11 +59,13 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """A chat, how many tokens its reply may have, and the JSON schema of the reply."""
+    """A chat, how many tokens its reply may have, the JSON schema of the reply, and a reply as
+    long as one may be."""
 
     messages: list[Message]
     max_tokens: int
     schema: str
+    longest: str = ""
 
 
 @dataclass
@@ -117,10 +119,6 @@ class DryRun(Asker):
     It counts what `Generation` would ask: calls that are not cached, and their tokens at most.
     """
 
-    def __init__(self, engine: Engine, cache: ReplyCache, longest: str) -> None:
-        super().__init__(engine, cache)
-        self._longest = longest
-
     def _answers(self, missing: dict[str, Request], label: str) -> dict[str, Reply]:
         texts = [
             "\n".join(message["content"] for message in request.messages)
@@ -129,11 +127,14 @@ class DryRun(Asker):
         counters = self.counters
         counters.generated += len(texts)
         counters.prompt_tokens += int(self.engine.count(texts).sum())
-        counters.generated_tokens += len(texts) * int(self.engine.count([self._longest])[0])
+        longest = [request.longest for request in missing.values()]
+        different = sorted(set(longest))
+        tokens = dict(zip(different, self.engine.count(different), strict=True))
+        counters.generated_tokens += sum(int(tokens[reply]) for reply in longest)
         rate = self._cache.rate(fingerprint(self._identity))
         if rate:
             counters.seconds = counters.generated_tokens / rate
-        return dict.fromkeys(missing, Reply(self._longest))
+        return {key: Reply(request.longest) for key, request in missing.items()}
 
 
 class Generation(Asker):

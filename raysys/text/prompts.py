@@ -60,8 +60,9 @@ class PromptSpec(Settings):
     """Between items."""
     tail: str = ""
     """After the items."""
-    show: Literal["json", "line"] = "json"
-    """How an item is written: as a JSON object, or as a numbered line `name: value; …`."""
+    show: Literal["json", "line", "plain"] = "json"
+    """How an item is written: as a JSON object, as a numbered line `name: value; …`, or `plain`,
+    the line without a number."""
     optional: dict[str, str] = Field(default_factory=dict)
     """Texts by name that stand in the instruction only where that part is shown."""
     answer: dict[str, str] = Field(default_factory=dict)
@@ -130,7 +131,10 @@ class Turn:
         """The items as text; cleaning them is the slow part, so it is done once."""
         if self.show == "json":
             return [_as_json(item) for item in self.items]
-        return [f"{number}. {as_line(item)}" for number, item in enumerate(self.items, start=1)]
+        lines = [as_line(item) for item in self.items]
+        if self.show == "plain":
+            return lines
+        return [f"{number}. {line}" for number, line in enumerate(lines, start=1)]
 
     def text(self) -> str:
         """The user's message."""

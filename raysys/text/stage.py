@@ -117,7 +117,7 @@ def writing(
     engine = build_engine(settings.engine, cluster, settings.sampling)
     cache = ReplyCache(settings.cache or home() / CACHE_FILE)
     if dry:
-        yield Writer(DryRun(engine, cache, prompts.form.longest()), prompts, limit)
+        yield Writer(DryRun(engine, cache), prompts, limit)
         return
     with Generation(
         engine,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
@@ -41,6 +41,24 @@ class Rejected:
 
     reason: str
     detail: str
+
+
+class Form(Protocol):
+    """What every form of a reply can do."""
+
+    max_tokens: int
+
+    def schema(self) -> str:
+        """JSON schema for decoding, as text."""
+        ...
+
+    def longest(self) -> str:
+        """A reply as long as one may be."""
+        ...
+
+    def parse(self, text: str) -> Fields | Rejected:
+        """Validate one reply; never raises, whatever the model wrote."""
+        ...
 
 
 class ReplyForm:

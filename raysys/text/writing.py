@@ -11,7 +11,7 @@ from raysys.text.cache import Reply
 from raysys.text.generation import Asker, Counters, Request
 from raysys.text.prompts import Prompt, Prompts
 from raysys.text.quality import is_copied
-from raysys.text.structured import Fields, Rejected
+from raysys.text.structured import Fields, Form, Rejected
 
 #: How much of a reply that could not be used is shown again.
 _SHOWN_AGAIN = 2000
@@ -45,14 +45,12 @@ class WritingCounts:
 
 
 class Writer:
-    """Writes texts of one form with one engine."""
+    """Lets one engine write: texts of the prompts' form, or of a form for each prompt."""
 
     def __init__(self, asker: Asker, prompts: Prompts, limit: int) -> None:
-        self.form = prompts.form
         self.counts = WritingCounts()
         self._asker, self._prompts = asker, prompts
-        self._schema = self.form.schema()
-        self._limit = limit - self.form.max_tokens
+        self._limit = limit
 
     @property
     def asked(self) -> Counters:
@@ -60,26 +58,43 @@ class Writer:
         return self._asker.counters
 
     def write(
-        self, prompts: Mapping[str, Prompt], label: str = ""
+        self,
+        prompts: Mapping[str, Prompt],
+        label: str = "",
+        forms: Mapping[str, Form] | None = None,
+        *,
+        whole: bool = False,
     ) -> dict[str, Written | Rejected]:
-        """One reply a prompt, by the ids of the prompts."""
+        """One reply a prompt, by the ids of the prompts.
+
+        Args:
+            forms: the form of each prompt's reply; the prompts' own if not given.
+            whole: what would have to be cut is not asked.
+        """
         counts = self.counts
+        forms = dict.fromkeys(prompts, self._prompts.form) if forms is None else forms
+        if not prompts:
+            return {}
+        limit = self._limit - max(form.max_tokens for form in forms.values())
         results: dict[str, Written | Rejected] = {}
         fitted: dict[str, Fitted] = {}
         count = self._asker.engine.count
-        cut = fit(list(prompts.values()), count, self._limit)
+        cut = fit(list(prompts.values()), count, limit)
         for name, found in zip(prompts, cut, strict=True):
             if found is None:
                 results[name] = Rejected("too_long", "the instruction alone is over the limit")
                 continue
+            if whole and found.cut:
+                results[name] = Rejected("too_long", "it does not fit into engine.max_model_len")
+                continue
             fitted[name] = found
             counts.cut_prompts += found.cut > 0
             counts.cut_items += found.cut
-        replies = self._ask({name: found.prompt for name, found in fitted.items()}, label)
+        replies = self._ask({name: found.prompt for name, found in fitted.items()}, forms, label)
         again: dict[str, Prompt] = {}
         for name, reply in replies.items():
             counts.replies += 1
-            parsed = self._parse(reply)
+            parsed = _parse(reply, forms[name])
             if not isinstance(parsed, Rejected):
                 counts.valid_at_once += 1
                 results[name] = self._written(fitted[name], parsed, reply)
@@ -89,47 +104,35 @@ class Writer:
             if not reply.error:
                 shown = reply.text[:_SHOWN_AGAIN]
                 again[name] = self._prompts.repair(fitted[name].prompt, shown, parsed.detail)
-        self._repair(again, fitted, replies, results, label)
-        return {name: results[name] for name in prompts}
-
-    def _repair(
-        self,
-        again: dict[str, Prompt],
-        fitted: dict[str, Fitted],
-        first: dict[str, Reply],
-        results: dict[str, Written | Rejected],
-        label: str,
-    ) -> None:
-        """Ask once more for what could not be used; `results` is filled in."""
-        names = list(again)
-        cut = fit([again[name] for name in names], self._asker.engine.count, self._limit)
         # Cut, it would ask for the repair of something that is no longer shown.
-        fits = {
+        repairs = {
             name: kept.prompt
-            for name, kept in zip(names, cut, strict=True)
+            for name, kept in zip(again, fit(list(again.values()), count, limit), strict=True)
             if kept and not kept.cut
         }
-        for name, reply in self._ask(fits, f"{label} repair".strip()).items():
-            parsed = self._parse(reply)
+        for name, reply in self._ask(repairs, forms, f"{label} repair".strip()).items():
+            parsed = _parse(reply, forms[name])
             if isinstance(parsed, Rejected):
                 results[name] = parsed
             else:
-                self.counts.repaired += 1
-                results[name] = self._written(fitted[name], parsed, reply, first[name])
+                counts.repaired += 1
+                results[name] = self._written(fitted[name], parsed, reply, replies[name])
+        return {name: results[name] for name in prompts}
 
-    def _ask(self, prompts: dict[str, Prompt], label: str) -> dict[str, Reply]:
-        requests = [
-            Request(prompt.messages(), self.form.max_tokens, self._schema)
-            for prompt in prompts.values()
-        ]
-        if not requests:
+    def _ask(
+        self, prompts: dict[str, Prompt], forms: Mapping[str, Form], label: str
+    ) -> dict[str, Reply]:
+        if not prompts:
             return {}
+        # Most prompts share one form, whose schema is text that takes a while to make.
+        told = {
+            id(form): (form.max_tokens, form.schema(), form.longest())
+            for form in set(forms.values())
+        }
+        requests = [
+            Request(prompt.messages(), *told[id(forms[name])]) for name, prompt in prompts.items()
+        ]
         return dict(zip(prompts, self._asker.ask(requests, label), strict=True))
-
-    def _parse(self, reply: Reply) -> Fields | Rejected:
-        if reply.error:
-            return Rejected("engine_error", reply.error[:500])
-        return self.form.parse(reply.text)
 
     def _written(
         self, fitted: Fitted, fields: Fields, reply: Reply, before: Reply | None = None
@@ -148,7 +151,13 @@ class Writer:
         )
 
 
+def _parse(reply: Reply, form: Form) -> Fields | Rejected:
+    if reply.error:
+        return Rejected("engine_error", reply.error[:500])
+    return form.parse(reply.text)
+
+
 def _all_words(fields: Fields) -> str:
     return " ".join(
-        " ".join(value) if isinstance(value, list) else value for value in fields.values()
+        value if isinstance(value, str) else " ".join(map(str, value)) for value in fields.values()
     )

@@ -372,5 +372,5 @@ def test_opinions_that_make_no_sense_are_refused(tmp_path: Path, values, problem
 
 
 def test_likes_need_ratings(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="liked_from: .*no column 'rating'"):
+    with pytest.raises(UserError, match=r"liked_from: .*no column 'rating'"):
         load(tmp_path, b"user_id,item_id\nu,a\n", liked_from=4)

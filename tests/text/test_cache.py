@@ -53,6 +53,9 @@ def test_the_key_is_all_that_decides_a_reply(other):
     assert request_key({"m": 1}, CHAT) != request_key({"m": 2}, CHAT)
 
 
+LONGEST = "three words long"
+
+
 def test_a_dry_run_counts_what_would_be_asked(tmp_path):
     from toy_llm import Words
 
@@ -62,13 +65,13 @@ def test_a_dry_run_counts_what_would_be_asked(tmp_path):
 
     cache = ReplyCache(tmp_path / "c")
     cache.put([(request_key({"m": 1}, CHAT), Reply("paid"))])
-    dry = DryRun(Engine(), cache, "three words long")
-    new = Request([{"role": "user", "content": "five words are in here"}], 9, CHAT.schema)
+    dry = DryRun(Engine(), cache)
+    new = Request([{"role": "user", "content": "five words are in here"}], 9, CHAT.schema, LONGEST)
     replies = dry.ask([CHAT, new, new])
-    assert [reply.text for reply in replies] == ["paid", "three words long", "three words long"]
+    assert [reply.text for reply in replies] == ["paid", LONGEST, LONGEST]
     counters = dry.counters
     assert (counters.asked, counters.cached, counters.generated) == (3, 1, 1)
     assert (counters.prompt_tokens, counters.generated_tokens, counters.seconds) == (5, 3, 0)
     cache.keep_rate(fingerprint({"m": 1}), 2.0)
-    dry.ask([Request([{"role": "user", "content": "z"}], 9, CHAT.schema)])
+    dry.ask([Request([{"role": "user", "content": "z"}], 9, CHAT.schema, LONGEST)])
     assert counters.seconds == counters.generated_tokens / 2

@@ -27,6 +27,7 @@ def test_every_prompt_renders_and_names_the_fields_of_its_reply(method, domain):
     for name in prompts.method.prompts:
         words = {"columns": "title", "previous": "Likes crime."}
         words |= {"summary": "Likes crime.", "recent": "1. title: Ronin"}
+        words |= {"context": "U1 Likes crime.", "count": "1"}
         prompt = prompts.prompt(name, [ITEM], **words)
         text = "\n".join(message["content"] for message in prompt.messages())
         assert "$" not in text

@@ -1,0 +1,388 @@
+"""Stages `rerank` and `explain`: a language model reorders each user's pool, and says why."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy.sparse import csr_matrix
+
+from raysys.data.candidates import drawn_users
+from raysys.evaluation.metrics import hit_matrix, paired_bootstrap, ranking_metrics
+from raysys.models.saved import load_model
+from raysys.ranking.fuse import fuse, min_max, order_of
+from raysys.ranking.retrieve import NO_ITEM, retrieve
+from raysys.schema import (
+    CLAIMS,
+    DROPPED_CLAIMS,
+    EXPLANATION_SCHEMA,
+    EXPLANATIONS_FILE,
+    ITEM_ID,
+    RANK,
+    RECOMMENDATIONS_FILE,
+    RERANKED_SCHEMA,
+    SOURCE,
+    SPLITS,
+    TEST,
+    TITLE,
+    TRAIN,
+    USER_ID,
+    VALID,
+)
+from raysys.stages.context import RunContext
+from raysys.stages.profiles import text_config
+from raysys.stages.train import best_model
+from raysys.store import Manifest, StageReport, read_table, write_json, write_table
+from raysys.text.context import Context, context_of
+from raysys.text.evidence import shown_items
+from raysys.text.explain import explain
+from raysys.text.profiles import summaries_in_order
+from raysys.text.prompts import Shown
+from raysys.text.rerank import Pool, Reranked, RerankSettings, rerank
+from raysys.text.stage import writing
+from raysys.text.writing import Writer
+
+RERANK, EXPLAIN = "rerank", "explain"
+CHOICE_FILE, METRICS_FILE = "choice.json", "metrics.json"
+_USER_PROFILES = "user_profiles"
+_EXPLAIN_ONLY = {"explain_items", "claims", "claim_characters"}
+_WATCHED = "ndcg"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """When and how much the language model is listened to; weight 0: not at all."""
+
+    weight: float
+    below: int | None
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The pools of some users, and what the language model made of them.
+
+    Attributes:
+        users: (n,) user rows.
+        items: (n, pool) item rows in the graph's order, -1 beyond the end.
+        scores: (n, pool) the graph's.
+        found: n results.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+    found: list[Reranked]
+
+
+def run_rerank(context: RunContext) -> tuple[Manifest, bool]:
+    """Rerank into `RUN/rerank`: lists, what was chosen on validation, figures on test."""
+    settings = context.settings.rerank
+    return context.run.run_stage(
+        RERANK,
+        text_config(settings, _EXPLAIN_ONLY, settings.prompts().mark()),
+        ["data", "train", *_profiles(context)],
+        lambda output: _rerank(context, output),
+    )
+
+
+def run_explain(context: RunContext) -> tuple[Manifest, bool]:
+    """Explain the first items of the reranked lists into `RUN/explain`."""
+    settings = context.settings.rerank
+    return context.run.run_stage(
+        EXPLAIN,
+        text_config(settings, set(), settings.prompts().mark()),
+        ["data", RERANK, *_profiles(context)],
+        lambda output: _explain(context, output),
+    )
+
+
+def _profiles(context: RunContext) -> list[str]:
+    """The stage of user profiles, where this run has one."""
+    return [_USER_PROFILES] if context.run.path(_USER_PROFILES).is_dir() else []
+
+
+def _rerank(context: RunContext, output: Path) -> StageReport:
+    settings, dataset = context.settings.rerank, context.dataset
+    prompts = settings.prompts()
+    told = _Told(context)
+    with writing(
+        RERANK, settings, prompts, context.settings.cluster, context.resources, output
+    ) as writer:
+
+        def ask(limit: int | None, known: csr_matrix, wanted: csr_matrix | None) -> Pools:
+            return _ask(context, told, writer, limit, known, wanted)
+
+        choice = Choice(settings.weight, settings.below)
+        if settings.choose:
+            known, wanted = dataset.matrix(TRAIN, opinion=None), dataset.matrix(VALID)
+            choice, tried = choose(settings, ask(settings.valid_users, known, wanted), wanted, told)
+            write_json(output / CHOICE_FILE, {**asdict(choice), "tried": tried})
+        if settings.test_users != 0:
+            known, wanted = dataset.matrix(TRAIN, VALID, opinion=None), dataset.matrix(TEST)
+            pools = ask(settings.test_users, known, wanted)
+            write_json(output / METRICS_FILE, _measure(settings, pools, wanted, told, choice))
+        pools = ask(settings.users, dataset.matrix(*SPLITS, opinion=None), None)
+        asked, counts = writer.asked, writer.counts
+    table, empty = _table(context, pools, told, choice)
+    write_table(output / RECOMMENDATIONS_FILE, table)
+    problems = Counter(found.problem.reason for found in pools.found if found.problem)
+    return StageReport(
+        counts={
+            "in": len(pools.users),
+            "ok": len(pools.users) - empty,
+            "dead_letter": empty,
+            "rows": table.num_rows,
+            "degraded": sum(problems.values()),
+        },
+        dropped={"all_items_seen": empty} if empty else {},
+        figures={
+            "weight": choice.weight,
+            "calls": float(asked.generated),
+            "cached_calls": float(asked.cached),
+            "prompt_tokens": float(asked.prompt_tokens),
+            "generated_tokens": float(asked.generated_tokens),
+            "seconds": round(asked.seconds, 1),
+            "valid_at_once": round(counts.valid_at_once / max(1, counts.replies), 4),
+            "repaired": float(counts.repaired),
+            **{f"degraded_{reason}": float(count) for reason, count in problems.items()},
+        },
+    )
+
+
+class _Told:
+    """What the language model is told of users and items."""
+
+    def __init__(self, context: RunContext) -> None:
+        settings, self._dataset = context.settings.rerank, context.dataset
+        self.settings = settings
+        self.items: list[Shown] = list(
+            shown_items(
+                self._dataset.items,
+                settings.item_columns,
+                settings.item_characters,
+                "rerank.item_columns",
+            )
+        )
+        self.likes = self._dataset.histories(TRAIN)
+        profiles: list[str | None] = [None] * len(self.likes)
+        if _profiles(context) and settings.profile_characters:
+            folder = context.run.path(_USER_PROFILES)
+            profiles = list(summaries_in_order(folder, self._dataset.user_ids))
+        self._profiles = profiles
+
+    def of(self, user: int) -> Context:
+        """The context of a user row."""
+        latest = self.likes[user][max(0, len(self.likes[user]) - self.settings.liked_items) :]
+        liked = [self.items[item] for item in latest]
+        return context_of(self._profiles[user], liked, self.settings.profile_characters)
+
+
+def _ask(
+    context: RunContext,
+    told: _Told,
+    writer: Writer,
+    limit: int | None,
+    known: csr_matrix,
+    wanted: csr_matrix | None,
+) -> Pools:
+    """Pools of drawn users (with a relevant item, where `wanted` is given), and their scores."""
+    settings = context.settings.rerank
+    model = best_model(context) if settings.model == "best" else settings.model
+    scorer = load_model(context.run.path("train") / model).score_block
+    users = np.arange(known.shape[0]) if wanted is None else np.flatnonzero(np.diff(wanted.indptr))
+    users = users[drawn_users(len(users), limit, settings.seed)]
+    items, scores = retrieve(scorer, users, known, settings.pool)
+    pools = {
+        str(row): Pool(
+            told.of(user),
+            [told.items[item] for item in items[row] if item != NO_ITEM],
+            # By user, not by place: who else is drawn does not matter.
+            int(np.random.SeedSequence([settings.seed, user]).generate_state(1)[0]),
+        )
+        for row, user in enumerate(users.tolist())
+    }
+    found = rerank(writer, settings.prompts(), pools, settings.method)
+    return Pools(users, items, scores, [found[name] for name in pools])
+
+
+def orders(
+    settings: RerankSettings, pools: Pools, choice: Choice, likes: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each user's pool in its final order, (n, pool) places and fused scores; -1 and 0 beyond.
+
+    Who is outside the segment, or degraded, keeps the graph's order.
+    """
+    places = np.full(pools.items.shape, NO_ITEM, dtype=np.int64)
+    fused = np.zeros(pools.items.shape)
+    for row, user in enumerate(pools.users.tolist()):
+        size = int((pools.items[row] != NO_ITEM).sum())
+        graph, llm = pools.scores[row, :size].astype(np.float64), pools.found[row].scores
+        inside = choice.below is None or len(likes[user]) < choice.below
+        if llm is None or not inside:
+            places[row, :size], fused[row, :size] = np.arange(size), min_max(graph)
+            continue
+        both = fuse(llm, graph, choice.weight)
+        order = order_of(both, settings.max_rank_shift)
+        places[row, :size], fused[row, :size] = order, both[order]
+    return places, fused
+
+
+def choose(
+    settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: _Told
+) -> tuple[Choice, list[dict[str, Any]]]:
+    """The weight and segment with the best NDCG@k on validation; weight 0 wins a draw."""
+    tried = []
+    best, best_figure = Choice(0.0, None), -1.0
+    for choice in [
+        best,
+        *(Choice(weight, below) for below in settings.belows for weight in settings.weights),
+    ]:
+        figure = float(_figures(settings, pools, wanted, told, choice)[_WATCHED].mean())
+        tried.append({**asdict(choice), f"{_WATCHED}@{settings.k}": figure})
+        if figure > best_figure:
+            best, best_figure = choice, figure
+    return best, tried
+
+
+def _figures(
+    settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: _Told, choice: Choice
+) -> dict[str, np.ndarray]:
+    """Each metric at k for every user, in the order of `choice`."""
+    places, _ = orders(settings, pools, choice, told.likes)
+    items = np.take_along_axis(pools.items, np.maximum(places, 0), axis=1)
+    items = np.where(places == NO_ITEM, NO_ITEM, items)[:, : settings.k]
+    relevant = np.diff(wanted.indptr)[pools.users].astype(np.int64)
+    hits = hit_matrix(items, wanted, pools.users)
+    return {
+        name.partition("@")[0]: values
+        for name, values in ranking_metrics(hits, relevant, [settings.k]).items()
+    }
+
+
+def _measure(
+    settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: _Told, choice: Choice
+) -> dict[str, Any]:
+    """Graph order against reranked, all and by segment, with paired bootstrap intervals."""
+    graph = _figures(settings, pools, wanted, told, Choice(0.0, None))
+    ours = _figures(settings, pools, wanted, told, choice)
+    sizes = np.array([len(told.likes[user]) for user in pools.users.tolist()])
+    segments = {"all": np.ones(len(sizes), dtype=bool)}
+    segments |= {f"below {below}": sizes < below for below in settings.belows if below is not None}
+    return {
+        "k": settings.k,
+        "choice": asdict(choice),
+        "degraded": sum(found.scores is None for found in pools.found),
+        "segments": {
+            name: {
+                "users": int(inside.sum()),
+                "graph": {key: float(values[inside].mean()) for key, values in graph.items()},
+                "reranked": {key: float(values[inside].mean()) for key, values in ours.items()},
+                "difference": {
+                    key: paired_bootstrap(
+                        values[inside], graph[key][inside], settings.seed
+                    )._asdict()
+                    for key, values in ours.items()
+                },
+            }
+            for name, inside in segments.items()
+            if inside.any()
+        },
+    }
+
+
+def _table(context: RunContext, pools: Pools, told: _Told, choice: Choice) -> tuple[pa.Table, int]:
+    """The lists, and how many users have none."""
+    dataset, settings = context.dataset, context.settings.rerank
+    places, fused = orders(settings, pools, choice, told.likes)
+    titles = dataset.items[TITLE].to_pylist()
+    rows = []
+    for row, user in enumerate(pools.users.tolist()):
+        degraded, llm = pools.found[row].scores is None, pools.found[row].scores
+        for rank, place in enumerate(places[row, : settings.k].tolist(), start=1):
+            if place == NO_ITEM:
+                break
+            item = int(pools.items[row, place])
+            rows.append(
+                {
+                    USER_ID: dataset.user_ids[user],
+                    RANK: rank,
+                    ITEM_ID: dataset.item_ids[item],
+                    "score": float(fused[row, rank - 1]),
+                    TITLE: titles[item],
+                    "graph_rank": place + 1,
+                    "llm_score": None if llm is None else float(llm[place]),
+                    "degraded": degraded,
+                }
+            )
+    empty = int((places == NO_ITEM).all(axis=1).sum())
+    return pa.Table.from_pylist(rows, schema=RERANKED_SCHEMA), empty
+
+
+def _explain(context: RunContext, output: Path) -> StageReport:
+    settings, dataset = context.settings.rerank, context.dataset
+    told, prompts = _Told(context), settings.prompts()
+    lists = read_table(context.run.path(RERANK) / RECOMMENDATIONS_FILE, RERANKED_SCHEMA.names)
+    user_rows: Mapping[str, int] = {name: row for row, name in enumerate(dataset.user_ids)}
+    item_rows: Mapping[str, int] = {name: row for row, name in enumerate(dataset.item_ids)}
+    wanted = [row for row in lists.to_pylist() if row[RANK] <= settings.explain_items]
+    asked = {
+        str(place): (told.of(user_rows[row[USER_ID]]), told.items[item_rows[row[ITEM_ID]]])
+        for place, row in enumerate(wanted)
+    }
+    with writing(
+        EXPLAIN, settings, prompts, context.settings.cluster, context.resources, output
+    ) as writer:
+        found = explain(
+            writer,
+            prompts,
+            asked,
+            claims=settings.claims,
+            characters=settings.claim_characters,
+        )
+        counters = writer.asked
+    rows = []
+    dropped: Counter[str] = Counter()
+    for place, row in enumerate(wanted):
+        explained = found[str(place)]
+        dropped += explained.dropped
+        claims = [
+            {
+                "claim": claim.text,
+                "because": [
+                    {"key": key, "line": explained.evidence[key]}
+                    for key in claim.because
+                    if key in explained.evidence
+                ],
+            }
+            for claim in explained.claims
+        ]
+        rows.append(
+            {
+                USER_ID: row[USER_ID],
+                RANK: row[RANK],
+                ITEM_ID: row[ITEM_ID],
+                TITLE: row[TITLE],
+                CLAIMS: json.dumps(claims, ensure_ascii=False),
+                SOURCE: explained.source,
+                DROPPED_CLAIMS: sum(explained.dropped.values()),
+            }
+        )
+    table = pa.Table.from_pylist(rows, schema=EXPLANATION_SCHEMA)
+    write_table(output / EXPLANATIONS_FILE, table)
+    sources = Counter(table[SOURCE].to_pylist())
+    return StageReport(
+        counts={"in": len(wanted), "ok": len(rows), "dead_letter": 0, **sources},
+        figures={
+            "calls": float(counters.generated),
+            "prompt_tokens": float(counters.prompt_tokens),
+            "generated_tokens": float(counters.generated_tokens),
+            "seconds": round(counters.seconds, 1),
+            **{f"claims_{reason}": float(count) for reason, count in dropped.items()},
+        },
+    )
