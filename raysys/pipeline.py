@@ -16,6 +16,7 @@ STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
     "user_profiles": profiles.run_users,
     "embeddings": embed.run,
     "train": train.run,
+    "refit": train.run_refit,
     "evaluate": evaluate.run,
     "recommend": recommend.run,
     "report": report.run,
@@ -41,13 +42,17 @@ class StageOutcome:
 
 
 def stages_of(settings: RunSettings) -> tuple[str, ...]:
-    """All stages that a run has, in order: with vectors of its own it writes no profiles.
+    """All stages that a run has, in order: no profiles with vectors of its own, no needless refit.
 
     Raises:
         UserError: no models; said now and not after hours of writing profiles.
     """
     train.require_models(settings)
-    without = (*ON_DEMAND, *(profiles.PROFILE_STAGES if settings.embeddings.own else ()))
+    without = [*ON_DEMAND]
+    if settings.embeddings.own:
+        without += profiles.PROFILE_STAGES
+    if not settings.train.refit:
+        without.append("refit")
     return tuple(name for name in STAGES if name not in without)
 
 

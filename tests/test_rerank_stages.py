@@ -181,3 +181,37 @@ def test_lists_are_explained(run, monkeypatch):
 def test_a_model_that_is_not_trained_is_named(run, monkeypatch):
     with pytest.raises(UserError, match=r"rerank\.model 'kn' is not trained: did you mean 'knn'"):
         play(monkeypatch, run, by_taste, model="kn")
+
+
+def test_refit_learns_from_validation_too_and_is_what_is_measured(run, monkeypatch):
+    values = run | {"train": {"refit": True}, "recommend": {"k": 3}}
+    values["models"] = {
+        "knn": {"backbone": "itemknn", "grid": {"neighbours": [1, 3]}},
+        "graph": {"settings": {"width": 4}, "train": {"epochs": 2, "batch_size": 16}},
+    }
+    settings = parse_settings(RunSettings, values, source="test")
+    run_stages(settings, ("data", "train", "refit", "evaluate", "recommend"))
+    out = settings.out
+    about = {stage: read_json(out / stage / "manifest.json") for stage in ("train", "refit")}
+    assert about["train"]["counts"]["ok"] == 6 * USERS
+    assert about["refit"]["counts"]["ok"] == 7 * USERS
+    chosen = read_json(out / "train" / "knn" / "training.json")["chosen"]
+    saved = read_json(out / "refit" / "knn" / "model.json")["model"]["settings"]
+    assert saved["neighbours"] == chosen["neighbours"]
+    assert read_json(out / "recommend" / "model.json")["stage"] == "refit"
+    best = read_json(out / "train" / "graph" / "training.json")["best_epoch"]
+    assert read_json(out / "refit" / "graph" / "training.json")["epochs"] == best
+    # Nothing of validation is left to be recommended, so it cannot be counted as a miss.
+    for path in ("train", "refit"):
+        history = read_json(out / path / "graph" / "history.json")
+        assert all((row["recall@20"] is None) == (path == "refit") for row in history[-1:])
+
+
+def test_training_settings_of_one_model_are_checked(run):
+    for values, problem in (
+        ({"epoch": 3}, "unknown key 'epoch'"),
+        ({"refit": True}, "refit is for all models"),
+    ):
+        broken = run | {"models": {"graph": {"train": values}}}
+        with pytest.raises(UserError, match=problem):
+            parse_settings(RunSettings, broken, source="test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.sparse import csr_matrix
 from raysys.errors import UserError
 from raysys.graph.bipartite import BipartiteGraph
 from raysys.models.align import Aligned
-from raysys.models.base import Recommender
+from raysys.models.base import Others, Recommender
 from raysys.models.linear import Blend, BlendSettings, ItemWeights
 from raysys.models.parameters import load_parameters, parameters_of
 from raysys.models.profiles import Profiles
@@ -227,14 +228,20 @@ def start_from(model: Recommender, folder: Path, dataset: str) -> None:
 
 
 def restore_model(
-    folder: Path, graph: BipartiteGraph, profiles: Profiles | None = None
+    folder: Path,
+    graph: BipartiteGraph,
+    profiles: Profiles | None = None,
+    others: Others = MappingProxyType({}),
 ) -> Recommender:
     """The model itself with its saved parameters, to train on or to propagate a new graph.
+
+    Args:
+        others: see `build_model`.
 
     Raises:
         UserError: a file is missing or broken, or the parameters do not fit graph or profiles.
     """
-    model = build_model(_about(folder).model, graph, profiles, seed=0)
+    model = build_model(_about(folder).model, graph, profiles, seed=0, others=others)
     load_parameters(model, read_arrays(folder / PARAMETERS_FILE), folder / PARAMETERS_FILE)
     return model
 

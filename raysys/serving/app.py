@@ -59,8 +59,10 @@ class Recommender:
         directory = RunDirectory(run)
         for stage in ("data", "train", "recommend"):
             directory.require(stage, "raysys run CONFIG")
-        self.model = str(read_json(directory.path("recommend") / MODEL_FILE)["model"])
-        self._scorer = load_model(directory.path("train") / self.model)
+        about = read_json(directory.path("recommend") / MODEL_FILE)
+        self.model = str(about["model"])
+        # Runs of version 0.1 did not say where the model is.
+        self._scorer = load_model(directory.path(about.get("stage", "train")) / self.model)
         dataset = Dataset.load(directory.path("data"))
         self._rows = {user: row for row, user in enumerate(dataset.user_ids)}
         self._item_ids = dataset.item_ids

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raysys.cluster import ClusterSettings, Resources, connect
 from raysys.data.dataset import Dataset
@@ -37,11 +37,21 @@ class TrainedModelSettings(ModelSettings):
     """A model above this one, or a folder of a saved model: its backbone is the start."""
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """For linear models: settings and the values that validation chooses among."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Settings of [train] that are others for this model."""
 
     @property
     def control(self) -> bool:
         """Whether the model is there to be compared with, never to be used."""
         return self.shuffle_profiles or self.train_noise > 0
+
+    @field_validator("train")
+    @classmethod
+    def _trains(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if "refit" in values:
+            raise ValueError("refit is for all models of a run: set it in [train]")
+        parse_settings(TrainSettings, values, source="train")
+        return values
 
     @model_validator(mode="after")
     def _linear_or_not(self) -> Self:
@@ -170,6 +180,11 @@ class RunContext:
     def resources(self) -> Resources:
         """The cluster's resources; connects to Ray when first asked for."""
         return self._stack.enter_context(connect(self.settings.cluster))
+
+    @property
+    def trained(self) -> str:
+        """The stage whose models are measured and recommend."""
+        return "refit" if self.settings.train.refit else "train"
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -25,7 +25,7 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
     return context.run.run_stage(
         "evaluate",
         {**settings.model_dump(mode="json"), "models": list(context.settings.models)},
-        ["data", "train"],
+        ["data", context.trained],
         lambda output: _evaluate(context, output),
     )
 
@@ -36,14 +36,16 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     settings, dataset = context.settings.evaluate, context.dataset
     _ = context.resources  # Ray must be up before anything is put into its store.
     train = dataset.matrix(TRAIN)
-    masked = (TRAIN,) if settings.mask == "train" else (TRAIN, VALID)
+    # What a model has learnt it would otherwise recommend again.
+    refit = context.settings.train.refit
+    masked = (TRAIN,) if settings.mask == "train" and not refit else (TRAIN, VALID)
     mask = dataset.matrix(*masked, opinion=None)
     relevant = dataset.matrix(TEST)
     shared = ray.put((mask, relevant, settings.ks))
     measure = ray.remote(num_cpus=1)(_measure)
     pending = {POPULARITY: measure.remote(Popularity(train).score_block, shared)}
     for name in context.settings.models:
-        pending[name] = measure.remote(context.run.path("train") / name, shared)
+        pending[name] = measure.remote(context.run.path(context.trained) / name, shared)
     results: dict[str, RankingResult] = {name: ray.get(ref) for name, ref in pending.items()}
     evaluated = len(results[POPULARITY].users)
     write_json(

@@ -34,7 +34,7 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
     return context.run.run_stage(
         "recommend",
         settings.model_dump(mode="json"),
-        ["data", "train"],
+        ["data", "train", context.trained],
         lambda output: _recommend(context, output),
     )
 
@@ -47,7 +47,11 @@ def _recommend(context: RunContext, output: Path) -> StageReport:
     model = best_model(context) if settings.model == "best" else settings.model
     # The folder and not the model: what is in it is mapped by each task, never copied.
     shared = ray.put(
-        (context.run.path("train") / model, dataset.matrix(*SPLITS, opinion=None), settings.k)
+        (
+            context.run.path(context.trained) / model,
+            dataset.matrix(*SPLITS, opinion=None),
+            settings.k,
+        )
     )
     rank = ray.remote(num_cpus=1)(_rank)
     users = np.arange(len(dataset.user_ids))
@@ -63,7 +67,7 @@ def _recommend(context: RunContext, output: Path) -> StageReport:
     scores = np.concatenate([scores for _, scores in found])
     table = _as_table(context, items, scores)
     write_table(output / RECOMMENDATIONS_FILE, table)
-    write_json(output / MODEL_FILE, {"model": model})
+    write_json(output / MODEL_FILE, {"model": model, "stage": context.trained})
     # A user who has seen nearly everything gets a shorter list; none at all is counted.
     empty = int((items < 0).all(axis=1).sum())
     return StageReport(

@@ -86,7 +86,7 @@ def run_rerank(context: RunContext) -> tuple[Manifest, bool]:
     return context.run.run_stage(
         RERANK,
         text_config(settings, _EXPLAIN_ONLY, settings.prompts().mark()),
-        ["data", "train", *_profiles(context)],
+        ["data", "train", context.trained, *_profiles(context)],
         lambda output: _rerank(context, output),
     )
 
@@ -115,19 +115,23 @@ def _rerank(context: RunContext, output: Path) -> StageReport:
         RERANK, settings, prompts, context.settings.cluster, context.resources, output
     ) as writer:
 
-        def ask(limit: int | None, known: csr_matrix, wanted: csr_matrix | None) -> Pools:
-            return _ask(context, told, writer, limit, known, wanted)
+        def ask(
+            models: str, limit: int | None, known: csr_matrix, wanted: csr_matrix | None
+        ) -> Pools:
+            return _ask(context, told, writer, models, limit, known, wanted)
 
         choice = Choice(settings.weight, settings.below)
         if settings.choose:
             known, wanted = dataset.matrix(TRAIN, opinion=None), dataset.matrix(VALID)
-            choice, tried = choose(settings, ask(settings.valid_users, known, wanted), wanted, told)
+            choice, tried = choose(
+                settings, ask("train", settings.valid_users, known, wanted), wanted, told
+            )
             write_json(output / CHOICE_FILE, {**asdict(choice), "tried": tried})
         if settings.test_users != 0:
             known, wanted = dataset.matrix(TRAIN, VALID, opinion=None), dataset.matrix(TEST)
-            pools = ask(settings.test_users, known, wanted)
+            pools = ask(context.trained, settings.test_users, known, wanted)
             write_json(output / METRICS_FILE, _measure(settings, pools, wanted, told, choice))
-        pools = ask(settings.users, dataset.matrix(*SPLITS, opinion=None), None)
+        pools = ask(context.trained, settings.users, dataset.matrix(*SPLITS, opinion=None), None)
         asked, counts = writer.asked, writer.counts
     table, empty = _table(context, pools, told, choice)
     write_table(output / RECOMMENDATIONS_FILE, table)
@@ -187,6 +191,7 @@ def _ask(
     context: RunContext,
     told: _Told,
     writer: Writer,
+    models: str,
     limit: int | None,
     known: csr_matrix,
     wanted: csr_matrix | None,
@@ -194,7 +199,7 @@ def _ask(
     """Pools of drawn users (with a relevant item, where `wanted` is given), and their scores."""
     settings = context.settings.rerank
     model = best_model(context) if settings.model == "best" else settings.model
-    scorer = load_model(context.run.path("train") / model).score_block
+    scorer = load_model(context.run.path(models) / model).score_block
     users = np.arange(known.shape[0]) if wanted is None else np.flatnonzero(np.diff(wanted.indptr))
     users = users[drawn_users(len(users), limit, settings.seed)]
     items, scores = retrieve(scorer, users, known, settings.pool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from raysys.cluster import Pool, Resources, StagePlan, preflight, share
 from raysys.errors import UserError
 from raysys.models.registry import ModelSettings
 from raysys.models.saved import PARAMETERS_FILE
-from raysys.schema import TRAIN
+from raysys.schema import TRAIN, VALID
 from raysys.stages.context import RunContext, RunSettings, TrainedModelSettings
 from raysys.store import Manifest, StageReport, read_json
 from raysys.text.embeddings import VECTORS_FILE
@@ -33,12 +34,19 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
     return context.run.run_stage(
         "train",
         {
-            "train": settings.train.model_dump(mode="json"),
+            "train": settings.train.model_dump(mode="json", exclude={"refit"}),
             "models": {name: model.model_dump() for name, model in settings.models.items()},
         },
         ["data", "embeddings"] if reading else ["data"],
         lambda output: _train(context, output),
         files=outside,
+    )
+
+
+def run_refit(context: RunContext) -> tuple[Manifest, bool]:
+    """Train all models again on train and validation into `RUN/refit/NAME/`."""
+    return context.run.run_stage(
+        "refit", {}, ["data", "train"], lambda output: _train(context, output, refit=True)
     )
 
 
@@ -80,7 +88,7 @@ def best_model(context: RunContext) -> str:
     return max(candidates, key=lambda name: candidates[name])
 
 
-def _train(context: RunContext, output: Path) -> StageReport:
+def _train(context: RunContext, output: Path, *, refit: bool = False) -> StageReport:
     plan = plan_training(context, context.resources)
     preflight(plan, context.resources)
     epochs = 0
@@ -89,13 +97,15 @@ def _train(context: RunContext, output: Path) -> StageReport:
         if not folder.is_dir():
             work = output / f".{name}"
             job = _job(context, model, plan.pools[0], output)
+            if refit:
+                job = _as_chosen(job, result(context.run.path("train") / name))
             if model.linear:
                 _fit_on_ray(job, work)
             else:
                 train_graph_model(job, work)
             os.replace(work, folder)
         epochs += result(folder).epochs
-    positives = len(context.dataset.pairs(TRAIN)[0])
+    positives = len(context.dataset.pairs(*((TRAIN, VALID) if refit else (TRAIN,)))[0])
     return StageReport(
         counts={"in": positives, "ok": positives, "dead_letter": 0},
         figures={"models": float(len(context.settings.models)), "epochs": float(epochs)},
@@ -126,7 +136,7 @@ def _job(context: RunContext, model: TrainedModelSettings, worker: Pool, trained
         model=ModelSettings.model_validate(
             model.model_dump(include=set(ModelSettings.model_fields))
         ),
-        train=context.settings.train,
+        train=context.settings.train.model_copy(update=model.train),
         profiles=context.run.path("embeddings") / VECTORS_FILE if reading else None,
         shuffle_profiles=model.shuffle_profiles,
         train_noise=model.train_noise,
@@ -134,3 +144,11 @@ def _job(context: RunContext, model: TrainedModelSettings, worker: Pool, trained
         grid=model.grid,
         placement=Placement(worker.actors, worker.cpus, worker.gpus > 0),
     )
+
+
+def _as_chosen(job: TrainJob, found: TrainResult) -> TrainJob:
+    """The same job on train and validation, with what validation chose."""
+    model = job.model.model_copy(update={"settings": job.model.settings | found.chosen})
+    # An epoch of more interactions has more steps; as many epochs are the same passes over each.
+    train = job.train.model_copy(update={"epochs": max(1, found.best_epoch)})
+    return replace(job, model=model, train=train, grid={}, refit=True)

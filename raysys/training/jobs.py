@@ -37,6 +37,7 @@ class TrainJob:
         train_noise: fake interactions added to train, as a share of the true ones.
         start_from: folder of a saved model whose backbone parameters are the start.
         grid: settings of a linear model to choose among on validation, by name.
+        refit: train on train and validation together; nothing is left to choose by.
         placement: what it takes of the cluster; does not change the result.
     """
 
@@ -48,6 +49,7 @@ class TrainJob:
     train_noise: float = 0.0
     start_from: Path | None = None
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    refit: bool = False
     placement: Placement = field(default_factory=Placement)
 
     def name(self) -> str:
@@ -60,6 +62,7 @@ class TrainJob:
             "shuffle_profiles": self.shuffle_profiles,
             "train_noise": self.train_noise,
             "start_from": str(self.start_from),
+            "refit": self.refit,
         }
         return f"train-{fingerprint(values)[:16]}"
 
@@ -111,7 +114,8 @@ def load_inputs(job: TrainJob) -> TrainInputs:
         UserError: the data set or the vectors are missing, broken, or do not fit together.
     """
     dataset = Dataset.load(job.dataset)
-    train = dataset.matrix(TRAIN)
+    learnt = (TRAIN, VALID) if job.refit else (TRAIN,)
+    train = dataset.matrix(*learnt)
     if job.train_noise:
         train = with_fake_pairs(train, job.train_noise, np.random.default_rng(job.train.seed))
     profiles = None
@@ -126,9 +130,9 @@ def load_inputs(job: TrainJob) -> TrainInputs:
             profiles = shuffled(profiles, job.train.seed)
     return TrainInputs(
         train,
-        dataset.matrix(VALID),
-        dataset.matrix(TRAIN, opinion=None).maximum(train),
-        {name: dataset.matrix(TRAIN, opinion=name) for name in (DISLIKED, NEITHER)},
+        csr_matrix(train.shape, dtype=np.float32) if job.refit else dataset.matrix(VALID),
+        dataset.matrix(*learnt, opinion=None).maximum(train),
+        {name: dataset.matrix(*learnt, opinion=name) for name in (DISLIKED, NEITHER)},
         profiles,
         dataset.identity(),
     )

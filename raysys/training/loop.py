@@ -44,7 +44,11 @@ class TrainSettings(Settings):
     """How a graph model is trained; the defaults are RLMRec's."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Adam's step size."""
+    """AdamW's step size."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's; without it, it is Adam."""
+    halve_after: int | None = Field(default=None, ge=1)
+    """The step size is halved each time so many validations in a row were no better."""
     batch_size: int = Field(default=4096, ge=1)
     """Positives in a step, over all workers together."""
     epochs: int = Field(default=300, ge=1)
@@ -59,6 +63,9 @@ class TrainSettings(Settings):
     """Epochs between checkpoints: what a crash can cost."""
     max_failures: int = Field(default=3, ge=0)
     """Crashes of a worker that are answered by a restart from the newest checkpoint."""
+    refit: bool = False
+    """Train every model again on train and validation together, with all that validation chose;
+    that is what is then measured, recommends and is served."""
 
 
 class GraphTraining:
@@ -109,7 +116,13 @@ class GraphTraining:
         self._device = model.graph.device
         self._generator = torch.Generator(device=self._device)
         self._parameters = list(model.parameters())
-        self._optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate, fused=True)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self._halvings = 0
         self._best = parameters_of(model)
 
     @property
@@ -130,6 +143,8 @@ class GraphTraining:
         Raises:
             UserError: the loss is no longer a finite number.
         """
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate * 0.5**self._halvings
         figures = self._pass()
         self.epoch += 1
         if not math.isfinite(figures["loss"]):
@@ -164,6 +179,7 @@ class GraphTraining:
             "best_epoch": self.best_epoch,
             "best_recall": self.best_recall,
             "stale": self.stale,
+            "halvings": self._halvings,
             "history": self.history,
         }
         write_json(folder / _STATE_FILE, state)
@@ -183,7 +199,7 @@ class GraphTraining:
         load_optimizer_state(self.model, self._optimizer, below(arrays, "adam/"))
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_recall, self.stale = state["best_recall"], state["stale"]
-        self.history = state["history"]
+        self._halvings, self.history = state["halvings"], state["history"]
 
     def _identity(self) -> str:
         """A hash of the train pairs in their order."""
@@ -246,6 +262,8 @@ class GraphTraining:
             self._best = parameters_of(self.model)
         else:
             self.stale += 1
+            if self.settings.halve_after and self.stale % self.settings.halve_after == 0:
+                self._halvings += 1
 
 
 def mixed_seed(seed: int, *place: int) -> int:

@@ -14,6 +14,7 @@ from raysys.models.align import ContrastiveAlignment, GenerativeAlignment
 from raysys.models.base import Recommender
 from raysys.models.registry import BACKBONES, ModelSettings, build_model
 from raysys.models.saved import Embeddings, load_model, restore_model, save_model
+from raysys.schema import DISLIKED
 from raysys.training.loop import GraphTraining, TrainSettings
 
 TEMPERATURE = 0.2
@@ -29,7 +30,18 @@ ALIGNMENTS = {
     ),
 }
 #: So small a graph is hidden whole, or nearly so, with the usual numbers.
-SPECIAL = {"autocf": {"heads": 3, "seeds": 1, "mask_depth": 2}, "dccf": {"intents": 5}}
+SPECIAL = {
+    "autocf": {"heads": 3, "seeds": 1, "mask_depth": 2},
+    "dccf": {"intents": 5},
+    "gat": {"heads": 2, "dropout": 0.2},
+}
+
+
+def toy_others() -> dict[int, csr_matrix]:
+    """Each user dislikes an item of the other group."""
+    users = np.arange(USERS)
+    items = (users + 1) % 2 + 2 * (users % 5)
+    return {DISLIKED: csr_matrix((np.ones(USERS), (users, items)), shape=(USERS, ITEMS))}
 
 
 def settings(name: str, aligned: str) -> ModelSettings:
@@ -42,7 +54,7 @@ def settings(name: str, aligned: str) -> ModelSettings:
 
 def model_of(name: str, aligned: str, seed: int = 0, train: csr_matrix | None = None):
     graph = bipartite_graph(toy_train() if train is None else train)
-    return build_model(settings(name, aligned), graph, toy_profiles(), seed)
+    return build_model(settings(name, aligned), graph, toy_profiles(), seed, toy_others())
 
 
 def total(model: Recommender, batch=None) -> torch.Tensor:
@@ -87,7 +99,9 @@ def test_saved_and_loaded_it_scores_the_same(name, aligned, tmp_path):
     rows = np.arange(USERS)
     scores = Embeddings.of(model).score_block(rows)
     assert np.array_equal(load_model(tmp_path / "m").score_block(rows), scores)
-    restored = restore_model(tmp_path / "m", bipartite_graph(toy_train()), toy_profiles())
+    restored = restore_model(
+        tmp_path / "m", bipartite_graph(toy_train()), toy_profiles(), toy_others()
+    )
     assert np.array_equal(Embeddings.of(restored).score_block(rows), scores)
 
 
@@ -147,6 +161,34 @@ class Dense:
         looped = looped * kept
         final = torch.cat([self.x, looped @ self.x, looped @ (looped @ self.x)], dim=1)
         return final, {"bpr": dense_bpr(*self.sides(final))}
+
+    def gat(self):
+        """GATv2 over all pairs of nodes, those without an edge at -inf before the softmax."""
+        model, x = self.model, self.x
+        signs = self.ones.clone()
+        disliked = torch.from_numpy(toy_others()[DISLIKED].toarray()).nonzero()
+        for user, item in disliked.tolist():
+            signs[user, USERS + item] = signs[USERS + item, user] = -1.0
+        for place, (layer, norm) in enumerate(zip(model.convolutions, model.norms, strict=True)):
+            x = x * (torch.rand(x.shape, generator=self.draws) >= 0.2) / 0.8
+            heads, width = layer.att.shape[1:]
+            source = (x @ layer.lin_l.weight.T + layer.lin_l.bias).view(-1, heads, width)
+            target = (x @ layer.lin_r.weight.T + layer.lin_r.bias).view(-1, heads, width)
+            edge = (signs[:, :, None] @ layer.lin_edge.weight.T).view(*signs.shape, heads, width)
+            mixed = torch.nn.functional.leaky_relu(target[:, None] + source[None] + edge, 0.2)
+            scores = (mixed * layer.att).sum(-1).masked_fill(signs[:, :, None] == 0, -torch.inf)
+            weights = torch.softmax(scores, dim=1).nan_to_num()
+            summed = torch.einsum("ijh,jhw->ihw", weights, source).flatten(1)
+            out = summed + x @ layer.res.weight.T + layer.bias
+            spread = out.var(1, unbiased=False, keepdim=True)
+            out = (out - out.mean(1, keepdim=True)) / (spread + 1e-5).sqrt()
+            x = out * norm.weight + norm.bias
+            if place == 0:
+                x = torch.nn.functional.leaky_relu(x, 0.2)
+        users, items = self.sides(x)
+        u, i = users[self.batch.users], items[self.batch.positives]
+        cosine = (u * i).sum(1) / (u.norm(dim=1) * i.norm(dim=1))
+        return x, {"bpr": 5 * dense_bpr(users, items), "cosine": 2 * (1 - cosine).mean()}
 
     def two_views(self, view, negatives: bool):
         final = self.layer_sum(self.full)
