@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,13 @@ def stages(dataset: Dataset, recorder: Recorder, work: Path) -> dict[str, dict[s
     return found
 
 
-def bare(path: Path, prefix_caching: bool) -> dict[str, float]:
-    """Seconds of each stage's rounds with vLLM alone. Runs in a process of its own."""
+def bare(path: Path, prefix_caching: bool, alone: int = 0) -> dict[str, float]:
+    """Seconds of each stage's rounds with vLLM alone. Runs in a process of its own.
+
+    Args:
+        alone: if above 0, only so many requests of a stage are asked, one after the other, and
+            the seconds are those of one.
+    """
     on_gpu = visible_gpus() > 0
     settings = ENGINE.model_copy(update={"prefix_caching": prefix_caching})
     engine = VllmEngine(settings, ClusterSettings(), SAMPLING)
@@ -181,15 +187,21 @@ def bare(path: Path, prefix_caching: bool) -> dict[str, float]:
 
     told: dict[str, Rounds] = json.loads(path.read_text())
     chat([[[{"role": "user", "content": "warm up"}], 8, next(iter(told.values()))[0][0][2]]])
+    if alone:
+        few = {name: list(chain(*rounds))[:alone] for name, rounds in told.items()}
+        return {name: sum(chat([one]) for one in asked) / len(asked) for name, asked in few.items()}
     return {name: sum(chat(requests) for requests in rounds) for name, rounds in told.items()}
 
 
-def in_another_process(told: dict[str, Rounds], folder: Path, prefix: str) -> dict[str, float]:
+def in_another_process(
+    told: dict[str, Rounds], folder: Path, prefix: str, alone: int = 0
+) -> dict[str, float]:
     """`bare` in a process of its own."""
     path = folder / "rounds.json"
     path.write_text(json.dumps(told))
     command = [sys.executable, "-m", "benchmarks.llm_throughput", "--bare", str(path)]
-    done = subprocess.run([*command, "--prefix", prefix], stdout=subprocess.PIPE, check=True)
+    command += ["--prefix", prefix, "--alone", str(alone)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -229,9 +241,10 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=20, help="prompts for the plain loop")
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--prefix", default="on", help=argparse.SUPPRESS)
+    parser.add_argument("--alone", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
-        print(json.dumps(bare(arguments.bare, arguments.prefix == "on")))
+        print(json.dumps(bare(arguments.bare, arguments.prefix == "on", arguments.alone)))
         return
     cluster = ClusterSettings()
     figures: dict[str, Any] = {"users": arguments.users}

@@ -189,3 +189,11 @@ class NodeRecommender(Recommender):
             encoded.items.index_select(0, batch.share(batch.negatives)),
         )
         return {"bpr": rows.sum() / len(batch)}
+
+
+def dropout(x: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
+    """Entries set to 0 at `rate` and the others scaled up, drawn from `generator` alone."""
+    if rate == 0:
+        return x
+    kept = torch.rand(x.shape, generator=generator, device=x.device) >= rate
+    return x * kept / (1 - rate)

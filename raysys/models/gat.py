@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch_geometric.nn import GATv2Conv
 
 from raysys.graph.bipartite import BipartiteGraph, distinct_pairs
-from raysys.models.base import Batch, Encoded, Others, Recommender
+from raysys.models.base import Batch, Encoded, Others, Recommender, dropout
 from raysys.models.losses import bpr
 from raysys.models.profiles import Profiles
 from raysys.schema import DISLIKED, LIKED, NEITHER
@@ -129,7 +129,7 @@ class GAT(Recommender):
         hidden, last = start, len(self.norms) - 1
         for place, (convolve, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
             if generator is not None:
-                hidden = _dropout(hidden, self.settings.dropout, generator)
+                hidden = dropout(hidden, self.settings.dropout, generator)
             hidden = norm(convolve(hidden, self.ends, self.signs))
             if place < last:
                 hidden = functional.leaky_relu(hidden, _SLOPE)
@@ -177,11 +177,3 @@ def _seeds(profiles: Profiles, generator: torch.Generator) -> torch.Tensor:
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:
     return functional.normalize(rows, dim=1)
-
-
-def _dropout(x: torch.Tensor, rate: float, generator: torch.Generator) -> torch.Tensor:
-    """Entries set to 0 at `rate`, the others scaled up; drawn from `generator` alone."""
-    if rate == 0:
-        return x
-    kept = torch.rand(x.shape, generator=generator, device=x.device) >= rate
-    return x * kept / (1 - rate)

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from raysys.errors import UserError
 from raysys.graph.bipartite import BipartiteGraph
 from raysys.models.align import Alignment, align
+from raysys.models.als import AlsSettings
 from raysys.models.autocf import AutoCF, AutoCFSettings
 from raysys.models.base import Others, Recommender
 from raysys.models.dccf import DCCF, DCCFSettings
@@ -19,6 +20,7 @@ from raysys.models.gat import GAT, PROFILES, GATSettings
 from raysys.models.gccf import GCCF, GCCFSettings
 from raysys.models.lightgcn import LightGCN, LightGCNSettings
 from raysys.models.linear import BlendSettings, EaseSettings, ItemKNNSettings
+from raysys.models.ngcf import NGCF, NGCFSettings
 from raysys.models.profiles import Profiles
 from raysys.models.sgl import SGL, SGLSettings, SimGCL, SimGCLSettings
 from raysys.settings import Settings, nearest, parse_settings
@@ -49,6 +51,7 @@ BACKBONES = registry(
     ("dccf", DCCFSettings, DCCF),
     ("autocf", AutoCFSettings, AutoCF),
     ("gat", GATSettings, GAT),
+    ("ngcf", NGCFSettings, NGCF),
 )
 
 
@@ -56,6 +59,7 @@ BACKBONES = registry(
 LINEAR: dict[str, type[Settings]] = {
     "itemknn": ItemKNNSettings,
     "ease": EaseSettings,
+    "als": AlsSettings,
     "blend": BlendSettings,
 }
 

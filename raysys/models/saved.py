@@ -121,10 +121,10 @@ def save_linear(
     folder: Path,
     settings: ModelSettings,
     shape: tuple[int, int],
-    model: ItemWeights | None,
+    model: ItemWeights | Embeddings | None,
     dataset: str = "",
 ) -> None:
-    """Write a linear model: its settings, and history and weights where it has its own.
+    """Write a linear model: its settings, and history and weights or factors of its own.
 
     Args:
         shape: (U, I).
@@ -132,14 +132,18 @@ def save_linear(
         dataset: see `save_model`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if model is not None:
+    width = 0
+    if isinstance(model, Embeddings):
+        width = model.users.shape[1]
+        write_arrays(folder / EMBEDDINGS_FILE, {"users": model.users, "items": model.items})
+    elif model is not None:
         arrays = _csr_parts("train", model.train)
         if isinstance(model.weights, np.ndarray):
             arrays["weights"] = model.weights
         else:
             arrays |= _csr_parts("weights", model.weights)
         write_arrays(folder / WEIGHTS_FILE, arrays)
-    about = SavedModel(model=settings, users=shape[0], items=shape[1], width=0, dataset=dataset)
+    about = SavedModel(model=settings, users=shape[0], items=shape[1], width=width, dataset=dataset)
     write_json(folder / MODEL_FILE, about.model_dump())
 
 
@@ -154,7 +158,9 @@ def load_model(folder: Path) -> Scorer:
         blend = BlendSettings.model_validate(about.model.settings)
         first, second = (load_model(folder.parent / name) for name in (blend.first, blend.second))
         return _BlendScorer(first, second, blend.weight)
-    return _load_weights(folder, about) if about.model.linear else _load_embeddings(folder, about)
+    if about.model.linear and not about.width:
+        return _load_weights(folder, about)
+    return _load_embeddings(folder, about)
 
 
 def _load_embeddings(folder: Path, about: SavedModel) -> Embeddings:

@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 
 from raysys.errors import UserError
 from raysys.evaluation.protocols import all_rank
+from raysys.models.als import AlsSettings, als
 from raysys.models.base import ScoreBlock
 from raysys.models.linear import (
     Blend,
@@ -24,14 +25,14 @@ from raysys.models.linear import (
 )
 from raysys.models.profiles import Profiles
 from raysys.models.registry import LINEAR, ModelSettings
-from raysys.models.saved import load_model, save_linear
+from raysys.models.saved import Embeddings, load_model, save_linear
 from raysys.settings import nearest, parse_settings
 from raysys.store import write_json
 from raysys.training.jobs import HISTORY_FILE, TrainJob, TrainResult, load_inputs
 from raysys.training.loop import WATCHED
 from raysys.training.ray_train import RESULT_FILE
 
-Model = ItemWeights | Blend
+Model = ItemWeights | Embeddings | Blend
 
 
 def train_linear_model(job: TrainJob, output: Path) -> TrainResult:
@@ -54,7 +55,7 @@ def train_linear_model(job: TrainJob, output: Path) -> TrainResult:
         beside=output.parent,
         known=given.known,
     )
-    own = fitted.model if isinstance(fitted.model, ItemWeights) else None
+    own = None if isinstance(fitted.model, Blend) else fitted.model
     save_linear(output, fitted.settings, train.shape, own, given.identity)
     write_json(output / HISTORY_FILE, [])
     result = TrainResult(
@@ -166,6 +167,8 @@ def _build(
         return Blend(parts[blend.first], parts[blend.second], blend.weight)
     if settings.backbone == "itemknn":
         return ItemKNN(train, ItemKNNSettings.model_validate(values))
+    if settings.backbone == "als":
+        return Embeddings(*als(train, AlsSettings.model_validate(values)))
     ease = EaseSettings.model_validate(values)
     if profiles is None:
         return Ease(train, ease)

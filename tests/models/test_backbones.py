@@ -190,6 +190,18 @@ class Dense:
         cosine = (u * i).sum(1) / (u.norm(dim=1) * i.norm(dim=1))
         return x, {"bpr": 5 * dense_bpr(users, items), "cosine": 2 * (1 - cosine).mean()}
 
+    def ngcf(self):
+        layer, layers = self.x, [self.x]
+        for one, two in self.model.weights:
+            near = self.full @ layer
+            layer = torch.nn.functional.leaky_relu(
+                near @ one + layer @ one + (near * layer) @ two, 0.2
+            )
+            layer = layer * (torch.rand(layer.shape, generator=self.draws) >= 0.1) / 0.9
+            layers.append(layer / layer.norm(dim=1, keepdim=True).clamp(min=1e-12))
+        final = torch.cat(layers, dim=1)
+        return final, {"bpr": dense_bpr(*self.sides(final))}
+
     def two_views(self, view, negatives: bool):
         final = self.layer_sum(self.full)
         first, second = self.sides(view()), self.sides(view())

@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix, issparse
 
 from raysys.errors import UserError
 from raysys.models import linear
+from raysys.models.als import AlsSettings, als
 from raysys.models.linear import Blend, Ease, EaseSettings, ItemKNN, ItemKNNSettings
 
 # u0: a b; u1: a b; u2: b c.
@@ -158,3 +159,19 @@ def test_what_cannot_be_done_is_refused():
     for solver in SOLVERS:
         with pytest.raises(UserError, match="reg 1e-12"):
             Ease(alike, EaseSettings(reg=1e-12, solver=solver))
+
+
+def test_als_minimises_its_loss():
+    """The factors of users are the closed-form answer to those of items (Hu 2008, equation 4)."""
+    train = random_train(users=30, items=12, seed=4)
+    settings = AlsSettings(width=4, reg=0.5, confidence=3.0, iterations=50)
+    users, items = als(train, settings)
+    assert (users.shape, items.shape) == ((30, 4), (12, 4))
+    for user in range(30):
+        wanted = train[user].toarray().ravel()
+        weights = np.where(wanted > 0, 1 + settings.confidence, 1.0)
+        left = items.T @ (weights[:, None] * items) + settings.reg * np.eye(4)
+        expected = np.linalg.solve(left, items.T @ (weights * wanted))
+        np.testing.assert_allclose(users[user], expected, atol=0.05)
+    again, _ = als(train, settings)
+    assert np.array_equal(again, users)

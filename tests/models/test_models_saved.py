@@ -112,7 +112,7 @@ def test_model_settings_name_the_slip(tmp_path: Path) -> None:
 
 def test_alignment_needs_profiles_that_fit() -> None:
     graph = bipartite_graph(toy_train())
-    with pytest.raises(UserError, match="no profile vectors"):
+    with pytest.raises(UserError, match="reads profile vectors and none"):
         build_model(toy_settings(), graph, None, seed=0)
     other = bipartite_graph(csr_matrix((USERS, ITEMS + 1), dtype=np.float32))
     with pytest.raises(UserError, match="do not fit a graph of 24 and 19"):
