@@ -52,7 +52,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 #: Command → the stages it runs and what it says of itself.
 STAGE_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "embed": (("embeddings",), "Turn the profiles into vectors, or take your own."),
-    "train": (("train",), "Train the models."),
+    "train": (("train", "refit"), "Train the models."),
     "recommend": (("recommend",), "Write top-k lists for all users."),
     "report": (("report",), "Write report.json and report.html."),
     "rerank": (("rerank",), "Let the LLM rerank lists; finished models are taken as they are."),

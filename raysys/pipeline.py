@@ -42,7 +42,7 @@ class StageOutcome:
 
 
 def stages_of(settings: RunSettings) -> tuple[str, ...]:
-    """All stages that a run has, in order: no profiles with vectors of its own, no needless refit.
+    """All stages that a run has, in order: with vectors of its own it writes no profiles.
 
     Raises:
         UserError: no models; said now and not after hours of writing profiles.
@@ -51,9 +51,12 @@ def stages_of(settings: RunSettings) -> tuple[str, ...]:
     without = [*ON_DEMAND]
     if settings.embeddings.own:
         without += profiles.PROFILE_STAGES
-    if not settings.train.refit:
-        without.append("refit")
     return tuple(name for name in STAGES if name not in without)
+
+
+def _wanted(settings: RunSettings, stages: Sequence[str]) -> list[str]:
+    """The stages without a refit that the config does not ask for."""
+    return [name for name in stages if name != "refit" or settings.train.refit]
 
 
 def run_stages(
@@ -69,7 +72,7 @@ def run_stages(
     """
     outcomes = {}
     with RunContext(settings) as context:
-        for name in stages_of(settings) if stages is None else stages:
+        for name in _wanted(settings, stages_of(settings) if stages is None else stages):
             manifest, skipped = STAGES[name](context)
             outcomes[name] = StageOutcome(manifest, skipped)
     return outcomes

@@ -104,9 +104,9 @@ def test_a_run_without_models_is_refused_at_once(capsys):
 def test_commands_and_jobs_cover_the_stages():
     commands = (*TEXT_COMMANDS.values(), *STAGE_COMMANDS.values())
     covered = [stage for stages, _ in commands for stage in stages]
-    assert sorted(["data", *covered, *YES_NO]) == sorted(STAGES)
+    assert {"data", "evaluate", *covered, *YES_NO} == set(STAGES)
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
-    assert jobs == {"run", "finetune_yes_no", *STAGE_COMMANDS, *TEXT_COMMANDS}
+    assert jobs == {"run", "evaluate", "finetune_yes_no", *STAGE_COMMANDS, *TEXT_COMMANDS}
 
 
 def test_readme_commands_exist():
