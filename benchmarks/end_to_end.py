@@ -1,6 +1,6 @@
-"""Accuracy on one data set and protocol: every model of a config, mean over seeds.
+"""Accuracy on one data set and protocol: every model of a config, mean over seeds and folds.
 
-A seed is a run of its own below the config's `out`. `--save` adds the figures to
+Each is a run of its own below the config's `out`. `--save` adds the figures to
 docs/results_end_to_end.md.
 """
 
@@ -24,7 +24,7 @@ from raysys.store import read_json
 
 FOLDER, PAGE = Path("docs/results/end_to_end"), Path("docs/results_end_to_end.md")
 STAGES = ("data", "embeddings", "train", "refit", "evaluate")
-SHOWN = ("precision@10", "recall@10", "ndcg@10", "map@10", "mrr@10")
+SHOWN = ("precision@10", "recall@10", "ndcg@10", "map@10", "mrr@10", "coverage@10", "novelty@10")
 FIRST_SEED = 2023
 _INTRODUCTION = """# End-to-End Personalization, measured
 
@@ -32,7 +32,7 @@ Written by `python -m benchmarks.end_to_end … --save`, never by hand; the comm
 table. All items are ranked, what a user rated in train is left out, ratings of 4 and 5 of the test
 fold are relevant, users without a hit count as 0. Everything is chosen on validation (a tenth of
 each user's train ratings); then models are trained on train and validation. ± is the standard
-deviation over seeds 2023, 2024, …
+deviation over runs: seeds 2023, 2024, … and folds.
 
 On fold u1 (456 users) the paper's own lists give: LightGCN .2583/.1530/.3046 (precision, recall,
 NDCG), ALS .2447/.1629/.2809, GAT without text .2754/.1489/.3026, GAT with profiles .361/.217/.424;
@@ -40,10 +40,11 @@ NDCG), ALS .2447/.1629/.2809, GAT without text .2754/.1489/.3026, GAT with profi
 """
 
 
-def measure(config: Path, seed: int, further: list[str]) -> dict[str, dict[str, float]]:
-    """Run one seed; each model's metrics."""
+def measure(config: Path, seed: int, fold: str, further: list[str]) -> dict[str, dict[str, float]]:
+    """Run one seed on one fold; each model's metrics."""
     base = load_settings(RunSettings, config, further)
-    overrides = [*further, f"out={base.out / str(seed)}", f"train.seed={seed}"]
+    overrides = [*further, f"out={base.out / fold / str(seed)}", f"train.seed={seed}"]
+    overrides.append(f'data.split.column="{fold}"')
     settings = load_settings(RunSettings, config, overrides)
     run_stages(settings, STAGES)
     found: dict[str, dict[str, float]] = read_json(settings.out / "evaluate" / METRICS_FILE)[
@@ -62,7 +63,7 @@ def summary(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]
             }
             for key in SHOWN
         }
-        | {"seeds": len(runs)}
+        | {"runs": len(runs)}
         for name in runs[0]
     }
 
@@ -72,10 +73,11 @@ def page() -> str:
     parts = [_INTRODUCTION]
     for path in sorted(FOLDER.glob("*.json")):
         rows = read_json(path)
-        parts += [f"## {path.stem}\n", line(["model", *SHOWN, "seeds"]), line(["---"] * 7)]
+        parts += [f"## {path.stem}\n", line(["model", *SHOWN, "runs"])]
+        parts.append(line(["---"] * (len(SHOWN) + 2)))
         for name, row in sorted(rows.items(), key=lambda entry: entry[1]["ndcg@10"]["mean"]):
             cells = [f"{row[key]['mean']:.4f} ± {row[key]['sd']:.4f}" for key in SHOWN]
-            parts.append(line([name, *cells, str(row["seeds"])]))
+            parts.append(line([name, *cells, str(row["runs"])]))
         commands = dict.fromkeys(row["command"] for row in rows.values())
         parts += ["", *[f"    {command}" for command in commands], ""]
     return "\n".join(parts)
@@ -86,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("configs/end_to_end.toml"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folds", default="u1_test", help="test columns: u1_test,u2_test,…")
     parser.add_argument("--name", default="ml-100k-u1", help="of the data set in the table")
     parser.add_argument("--save", action="store_true", help=f"add the figures to {PAGE}")
     parser.add_argument("overrides", nargs="*", help="key=value")
@@ -93,7 +96,8 @@ def main() -> None:
     configure_logging()
     try:
         runs = [
-            measure(arguments.config, FIRST_SEED + place, arguments.overrides)
+            measure(arguments.config, FIRST_SEED + place, fold, arguments.overrides)
+            for fold in arguments.folds.split(",")
             for place in range(arguments.seeds)
         ]
     except UserError as error:

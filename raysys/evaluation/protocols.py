@@ -23,11 +23,13 @@ class RankingResult:
         metrics: mean over the evaluated users, keys such as `recall@20`.
         per_user: the same keys, (n,) float64, aligned with `users`.
         users: (n,) rows of the evaluated users: those with at least one relevant item.
+        items: (n, K) their lists, best first; -1 fills the end of a short one.
     """
 
     metrics: dict[str, float]
     per_user: dict[str, np.ndarray]
     users: np.ndarray
+    items: np.ndarray
 
 
 def all_rank(
@@ -68,7 +70,7 @@ def all_rank(
         )
     items, _ = retrieve(score_block, users, mask, max(ks), block)
     per_user = ranking_metrics(hit_matrix(items, wanted, users), counts[users], ks)
-    return RankingResult(mean_metrics(per_user), per_user, users)
+    return RankingResult(mean_metrics(per_user), per_user, users, items)
 
 
 def _pattern(matrix: csr_matrix) -> csr_matrix:

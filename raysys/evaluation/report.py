@@ -58,6 +58,9 @@ _METRICS = {
     "hr": "hit rate: the share of users with at least one held-out item among the first k",
     "mrr": "1 divided by the rank of the first hit, 0 where it lies beyond k",
     "precision": "the share of the first k that are held-out items",
+    "coverage": "the share of the catalogue that is in anybody's list",
+    "novelty": "how rare the shown items are: bits, 1 more for half as popular",
+    "diversity": "how unlike the items of a list are, by their profile vectors",
     "map": "mean average precision: precision at each hit, averaged; the order counts",
 }
 

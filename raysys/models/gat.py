@@ -8,10 +8,15 @@ import numpy as np
 import torch
 from pydantic import Field
 from scipy.sparse import csr_matrix
-from torch.nn import functional
-from torch_geometric.nn import GATv2Conv
+from torch.nn import functional, init
 
-from raysys.graph.bipartite import BipartiteGraph, distinct_pairs
+from raysys.graph.bipartite import (
+    BipartiteGraph,
+    SparsePattern,
+    distinct_pairs,
+    symmetric_pattern,
+)
+from raysys.graph.edges import attention_scores, softmax_of_rows, weighted_sum
 from raysys.models.base import Batch, Encoded, Others, Recommender, dropout
 from raysys.models.losses import bpr
 from raysys.models.profiles import Profiles
@@ -50,6 +55,52 @@ class GATSettings(Settings):
     """Weight of the squared norm of all parameters."""
 
 
+class AttentionLayer(torch.nn.Module):
+    """W_r h_i + b + Σ_j α_ijh W_s h_j, heads joined; see `GAT` for α.
+
+    The library's layer keeps several (edges, H·C) arrays for the backward pass; this one keeps
+    none and is four times as fast on a CPU. A test holds it against the library's.
+
+    Args:
+        before: width of the input.
+        width: C, of a head.
+        heads: H.
+        generator: CPU random state for the start values (Xavier uniform).
+    """
+
+    def __init__(self, before: int, width: int, heads: int, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def start(*shape: int) -> torch.nn.Parameter:
+            values = init.xavier_uniform_(torch.empty(shape), generator=generator)
+            return torch.nn.Parameter(values)
+
+        self.shape = (heads, width)
+        self.source, self.target, self.kept = (start(heads * width, before) for _ in range(3))
+        self.source_bias, self.target_bias, self.bias = (
+            torch.nn.Parameter(torch.zeros(heads * width)) for _ in range(3)
+        )
+        self.mark, self.attention = start(heads, width), start(heads, width)
+
+    def forward(self, x: torch.Tensor, pattern: SparsePattern, marks: torch.Tensor) -> torch.Tensor:
+        """(N, before) -> (N, H·C).
+
+        Args:
+            marks: (E,) a number for each entry of the pattern.
+        """
+        sources = functional.linear(x, self.source, self.source_bias).view(-1, *self.shape)
+        targets = functional.linear(x, self.target, self.target_bias).view(-1, *self.shape)
+        scores = attention_scores(
+            pattern, targets, sources, marks, self.mark, self.attention, _SLOPE
+        )
+        weights = softmax_of_rows(pattern, scores)
+        heads = [
+            weighted_sum(pattern, weight.contiguous(), part.contiguous())
+            for weight, part in zip(weights.unbind(1), sources.unbind(1), strict=True)
+        ]
+        return torch.cat(heads, dim=1) + functional.linear(x, self.kept, self.bias)
+
+
 class GAT(Recommender):
     """L layers h' = norm(W_r h + Σ_j α_ij W_s h_j), LeakyReLU between them; dot-product scores.
 
@@ -84,9 +135,8 @@ class GAT(Recommender):
         super().__init__(graph, settings.reg)
         self.settings = settings
         nodes = graph.users + graph.items
-        starts, signs = _edges(graph, others, settings.edges)
-        self.register_buffer("ends", starts.to(graph.device), persistent=False)
-        self.register_buffer("signs", signs.to(graph.device), persistent=False)
+        self._pattern, signs = _edges(graph, others, settings.edges)
+        self.register_buffer("signs", signs, persistent=False)
         if settings.features == PROFILES:
             assert profiles is not None
             given = _seeds(profiles, generator)
@@ -95,22 +145,10 @@ class GAT(Recommender):
         self.nodes = torch.nn.Parameter(given)
         widths = [settings.width * settings.heads] * (settings.layers - 1) + [settings.width]
         heads = [settings.heads] * (settings.layers - 1) + [1]
-        # The library draws from torch's own random state.
-        seed = int(torch.randint(2**62, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.convolutions = torch.nn.ModuleList(
-                GATv2Conv(
-                    before,
-                    settings.width,
-                    heads=count,
-                    negative_slope=_SLOPE,
-                    add_self_loops=False,
-                    edge_dim=1,
-                    residual=True,
-                )
-                for before, count in zip([given.shape[1], *widths], heads, strict=False)
-            )
+        self.attentions = torch.nn.ModuleList(
+            AttentionLayer(before, settings.width, count, generator)
+            for before, count in zip([given.shape[1], *widths], heads, strict=False)
+        )
         self.norms = torch.nn.ModuleList(torch.nn.LayerNorm(width) for width in widths)
 
     @property
@@ -127,10 +165,10 @@ class GAT(Recommender):
     ) -> Encoded:
         """All layers over all edges, with dropout where a generator is given."""
         hidden, last = start, len(self.norms) - 1
-        for place, (convolve, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+        for place, (attend, norm) in enumerate(zip(self.attentions, self.norms, strict=True)):
             if generator is not None:
                 hidden = dropout(hidden, self.settings.dropout, generator)
-            hidden = norm(convolve(hidden, self.ends, self.signs))
+            hidden = norm(attend(hidden, self._pattern, self.signs))
             if place < last:
                 hidden = functional.leaky_relu(hidden, _SLOPE)
         users, items = torch.split(hidden, [self.graph.users, self.graph.items])
@@ -150,20 +188,26 @@ class GAT(Recommender):
         }
 
 
-def _edges(graph: BipartiteGraph, others: Others, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both directions of every edge, (2, 2E) int64 from and to, and (2E, 1) its sign."""
+def _edges(graph: BipartiteGraph, others: Others, kind: str) -> tuple[SparsePattern, torch.Tensor]:
+    """All edges in both directions, on the graph's device, and (E,) the sign of each."""
     wanted = {"likes": (), "signed": (DISLIKED,), "all": (DISLIKED, NEITHER)}[kind]
-    rows, columns = [graph.rows], [graph.columns.long()]
+    nodes = graph.users + graph.items
+    keys = [graph.rows.cpu() * nodes + graph.columns.long().cpu()]
     signs = [torch.full((len(graph.columns),), float(LIKED))]
     for opinion in wanted:
         pairs = distinct_pairs(others.get(opinion, csr_matrix((graph.users, graph.items)))).tocoo()
         users = torch.from_numpy(pairs.row.astype(np.int64))
         items = torch.from_numpy(pairs.col.astype(np.int64)) + graph.users
-        rows += [users, items]
-        columns += [items, users]
+        keys += [users * nodes + items, items * nodes + users]
         signs.append(torch.full((2 * len(users),), float(opinion)))
-    rows, columns = [part.cpu() for part in rows], [part.cpu() for part in columns]
-    return torch.stack([torch.cat(rows), torch.cat(columns)]), torch.cat(signs)[:, None]
+    order = torch.cat(keys).argsort()
+    key = torch.cat(keys)[order]
+    pattern = symmetric_pattern(key // nodes, key % nodes, nodes)
+    device = graph.device
+    placed = SparsePattern(
+        pattern.row_starts.to(device), pattern.columns.to(device), pattern.reverse.to(device)
+    )
+    return placed, torch.cat(signs)[order].to(device)
 
 
 def _seeds(profiles: Profiles, generator: torch.Generator) -> torch.Tensor:

@@ -69,6 +69,8 @@ class EvaluateSettings(Settings):
     """Cut-offs."""
     mask: Literal["train", "train_valid"] = "train"
     """What is left out of the lists. RLMRec masks train only."""
+    slices: tuple[int, ...] = (10, 20)
+    """Users with fewer train interactions than this are also measured by themselves."""
 
 
 class RecommendSettings(Settings):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from scipy.sparse import csr_matrix
 
+from raysys.evaluation.beyond import list_figures
 from raysys.evaluation.protocols import RankingResult, all_rank
 from raysys.evaluation.report import Comparison, compare
 from raysys.models.base import ScoreBlock
 from raysys.models.popularity import Popularity
+from raysys.models.profiles import Profiles
 from raysys.models.saved import load_model
 from raysys.schema import TEST, TRAIN, VALID
 from raysys.stages.context import RunContext
 from raysys.store import Manifest, StageReport, write_json
+from raysys.text.embeddings import VECTORS_FILE
 
 METRICS_FILE = "metrics.json"
 POPULARITY = "popularity"
@@ -25,7 +30,7 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
     return context.run.run_stage(
         "evaluate",
         {**settings.model_dump(mode="json"), "models": list(context.settings.models)},
-        ["data", context.trained],
+        ["data", context.trained, *(["embeddings"] if _vectors(context) else [])],
         lambda output: _evaluate(context, output),
     )
 
@@ -48,11 +53,17 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
         pending[name] = measure.remote(context.run.path(context.trained) / name, shared)
     results: dict[str, RankingResult] = {name: ray.get(ref) for name, ref in pending.items()}
     evaluated = len(results[POPULARITY].users)
+    path = _vectors(context)
+    vectors = Profiles.load(path, *dataset.shape) if path else None
     write_json(
         output / METRICS_FILE,
         {
-            "models": {name: result.metrics for name, result in results.items()},
+            "models": {
+                name: result.metrics | list_figures(result.items, train, settings.ks, vectors)
+                for name, result in results.items()
+            },
             "evaluated_users": evaluated,
+            "slices": _slices(settings.slices, np.diff(train.indptr), results),
             "comparisons": [
                 comparison.model_dump() for comparison in _comparisons(context, results)
             ],
@@ -63,6 +74,32 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
         counts={"in": users, "ok": evaluated, "dead_letter": users - evaluated},
         dropped={"no_test_interaction": users - evaluated} if users > evaluated else {},
     )
+
+
+def _vectors(context: RunContext) -> Path | None:
+    """The profile vectors, where this run has any."""
+    path = context.run.path("embeddings") / VECTORS_FILE
+    return path if path.is_file() else None
+
+
+def _slices(
+    bounds: tuple[int, ...], history: np.ndarray, results: dict[str, RankingResult]
+) -> dict[str, Any]:
+    """Figures of users with few train interactions, with how many users these are."""
+    found = {}
+    for bound in bounds:
+        inside = history[results[POPULARITY].users] < bound
+        if inside.any():
+            found[f"below {bound}"] = {
+                "users": int(inside.sum()),
+                "models": {
+                    name: {
+                        key: float(values[inside].mean()) for key, values in one.per_user.items()
+                    }
+                    for name, one in results.items()
+                },
+            }
+    return found
 
 
 def _measure(

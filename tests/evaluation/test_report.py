@@ -299,7 +299,7 @@ def test_compare_pairs_the_same_users() -> None:
     users = np.array([1, 4, 6])
 
     def result(values: list[float], rows: np.ndarray = users) -> RankingResult:
-        return RankingResult({}, {"recall@5": np.array(values)}, rows)
+        return RankingResult({}, {"recall@5": np.array(values)}, rows, rows[:, None])
 
     results = {
         "a": result([0.5, 0.75, 1.0]),

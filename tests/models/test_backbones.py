@@ -169,17 +169,18 @@ class Dense:
         disliked = torch.from_numpy(toy_others()[DISLIKED].toarray()).nonzero()
         for user, item in disliked.tolist():
             signs[user, USERS + item] = signs[USERS + item, user] = -1.0
-        for place, (layer, norm) in enumerate(zip(model.convolutions, model.norms, strict=True)):
+        for place, (layer, norm) in enumerate(zip(model.attentions, model.norms, strict=True)):
             x = x * (torch.rand(x.shape, generator=self.draws) >= 0.2) / 0.8
-            heads, width = layer.att.shape[1:]
-            source = (x @ layer.lin_l.weight.T + layer.lin_l.bias).view(-1, heads, width)
-            target = (x @ layer.lin_r.weight.T + layer.lin_r.bias).view(-1, heads, width)
-            edge = (signs[:, :, None] @ layer.lin_edge.weight.T).view(*signs.shape, heads, width)
+            heads, width = layer.shape
+            source = (x @ layer.source.T + layer.source_bias).view(-1, heads, width)
+            target = (x @ layer.target.T + layer.target_bias).view(-1, heads, width)
+            edge = signs[:, :, None, None] * layer.mark
             mixed = torch.nn.functional.leaky_relu(target[:, None] + source[None] + edge, 0.2)
-            scores = (mixed * layer.att).sum(-1).masked_fill(signs[:, :, None] == 0, -torch.inf)
+            summed = (mixed * layer.attention).sum(-1)
+            scores = summed.masked_fill(signs[:, :, None] == 0, -torch.inf)
             weights = torch.softmax(scores, dim=1).nan_to_num()
             summed = torch.einsum("ijh,jhw->ihw", weights, source).flatten(1)
-            out = summed + x @ layer.res.weight.T + layer.bias
+            out = summed + x @ layer.kept.T + layer.bias
             spread = out.var(1, unbiased=False, keepdim=True)
             out = (out - out.mean(1, keepdim=True)) / (spread + 1e-5).sqrt()
             x = out * norm.weight + norm.bias
