@@ -177,13 +177,12 @@ class _AttentionScores(torch.autograd.Function):
         for block in _entry_blocks(pattern):
             inner, rows, columns = _inner(pattern, block, targets, sources, marks, mark)
             own = grad[block][:, :, None]
-            below = inner < 0
-            found[3] += (torch.where(below, inner * slope, inner) * own).sum(dim=0)
-            share = own * attention
-            share = torch.where(below, share * slope, share)
+            share = torch.ops.aten.leaky_relu_backward(own * attention, inner, slope, False)
             found[0].index_add_(0, rows, share)
             found[1].index_add_(0, columns, share)
-            found[2] += (share * marks[block][:, None, None]).sum(dim=0)
+            found[2] += (marks[block] @ share.flatten(1)).view_as(mark)
+            torch.nn.functional.leaky_relu_(inner, slope)
+            found[3] += inner.mul_(own).sum(dim=0)
         return found[0], found[1], None, found[2], found[3], None, None
 
 

@@ -40,6 +40,8 @@ class GATSettings(Settings):
     """Attention layers."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """On the input of each layer, in training."""
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """On the attention weights: the model cannot lean on the edge that it is to predict."""
     features: Literal["profiles", "none"] = "profiles"
     """What trainable node embeddings start from: the profile vectors, or noise (no text)."""
     node_width: int = Field(default=64, ge=1)
@@ -82,11 +84,19 @@ class AttentionLayer(torch.nn.Module):
         )
         self.mark, self.attention = start(heads, width), start(heads, width)
 
-    def forward(self, x: torch.Tensor, pattern: SparsePattern, marks: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        pattern: SparsePattern,
+        marks: torch.Tensor,
+        rate: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
         """(N, before) -> (N, H·C).
 
         Args:
             marks: (E,) a number for each entry of the pattern.
+            rate, generator: dropout of the weights α, which hides edges from a step.
         """
         sources = functional.linear(x, self.source, self.source_bias).view(-1, *self.shape)
         targets = functional.linear(x, self.target, self.target_bias).view(-1, *self.shape)
@@ -94,6 +104,8 @@ class AttentionLayer(torch.nn.Module):
             pattern, targets, sources, marks, self.mark, self.attention, _SLOPE
         )
         weights = softmax_of_rows(pattern, scores)
+        if generator is not None:
+            weights = dropout(weights, rate, generator)
         heads = [
             weighted_sum(pattern, weight.contiguous(), part.contiguous())
             for weight, part in zip(weights.unbind(1), sources.unbind(1), strict=True)
@@ -168,7 +180,8 @@ class GAT(Recommender):
         for place, (attend, norm) in enumerate(zip(self.attentions, self.norms, strict=True)):
             if generator is not None:
                 hidden = dropout(hidden, self.settings.dropout, generator)
-            hidden = norm(attend(hidden, self._pattern, self.signs))
+            rate = self.settings.attention_dropout
+            hidden = norm(attend(hidden, self._pattern, self.signs, rate, generator))
             if place < last:
                 hidden = functional.leaky_relu(hidden, _SLOPE)
         users, items = torch.split(hidden, [self.graph.users, self.graph.items])

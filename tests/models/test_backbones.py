@@ -179,6 +179,11 @@ class Dense:
             summed = (mixed * layer.attention).sum(-1)
             scores = summed.masked_fill(signs[:, :, None] == 0, -torch.inf)
             weights = torch.softmax(scores, dim=1).nan_to_num()
+            entries = signs.nonzero(as_tuple=True)
+            drawn = torch.rand(len(entries[0]), heads, generator=self.draws)
+            kept = torch.zeros_like(weights)
+            kept[entries] = (drawn >= 0.1).float() / 0.9
+            weights = weights * kept
             summed = torch.einsum("ijh,jhw->ihw", weights, source).flatten(1)
             out = summed + x @ layer.kept.T + layer.bias
             spread = out.var(1, unbiased=False, keepdim=True)
