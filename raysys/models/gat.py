@@ -58,7 +58,7 @@ class GATSettings(Settings):
 
 
 class AttentionLayer(torch.nn.Module):
-    """W_r h_i + b + Σ_j α_ijh W_s h_j, heads joined; see `GAT` for α.
+    """Σ_j α_ijh W_s h_j, heads joined, and apart from it W_r h_i + b; see `GAT` for α.
 
     The library's layer keeps several (edges, H·C) arrays for the backward pass; this one keeps
     none and is four times as fast on a CPU. A test holds it against the library's.
@@ -91,8 +91,8 @@ class AttentionLayer(torch.nn.Module):
         marks: torch.Tensor,
         rate: float = 0.0,
         generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        """(N, before) -> (N, H·C).
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, before) -> what neighbours say and what a node keeps of itself, each (N, H·C).
 
         Args:
             marks: (E,) a number for each entry of the pattern.
@@ -110,11 +110,12 @@ class AttentionLayer(torch.nn.Module):
             weighted_sum(pattern, weight.contiguous(), part.contiguous())
             for weight, part in zip(weights.unbind(1), sources.unbind(1), strict=True)
         ]
-        return torch.cat(heads, dim=1) + functional.linear(x, self.kept, self.bias)
+        return torch.cat(heads, dim=1), functional.linear(x, self.kept, self.bias)
 
 
 class GAT(Recommender):
-    """L layers h' = norm(W_r h + Σ_j α_ij W_s h_j), LeakyReLU between them; dot-product scores.
+    """L layers h' = W_r h + b + LeakyReLU(norm(Σ_j α_ij W_s h_j)), the last one without LeakyReLU;
+    dot-product scores.
 
     α_ij is the softmax over i's neighbours of aᵀ LeakyReLU(W_t h_i + W_s h_j + w_e s_ij), s_ij = 1
     for a like, -1 for a dislike, 0 between (GATv2, Brody 2022, equation 7). Messages run both
@@ -181,9 +182,12 @@ class GAT(Recommender):
             if generator is not None:
                 hidden = dropout(hidden, self.settings.dropout, generator)
             rate = self.settings.attention_dropout
-            hidden = norm(attend(hidden, self._pattern, self.signs, rate, generator))
+            told, kept = attend(hidden, self._pattern, self.signs, rate, generator)
+            told = norm(told)
             if place < last:
-                hidden = functional.leaky_relu(hidden, _SLOPE)
+                told = functional.leaky_relu(told, _SLOPE)
+            # Beside the norm, not inside: else all items would have one length, popular or not.
+            hidden = kept + told
         users, items = torch.split(hidden, [self.graph.users, self.graph.items])
         return Encoded(start, users, items)
 

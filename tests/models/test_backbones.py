@@ -185,12 +185,12 @@ class Dense:
             kept[entries] = (drawn >= 0.1).float() / 0.9
             weights = weights * kept
             summed = torch.einsum("ijh,jhw->ihw", weights, source).flatten(1)
-            out = summed + x @ layer.kept.T + layer.bias
-            spread = out.var(1, unbiased=False, keepdim=True)
-            out = (out - out.mean(1, keepdim=True)) / (spread + 1e-5).sqrt()
-            x = out * norm.weight + norm.bias
+            spread = summed.var(1, unbiased=False, keepdim=True)
+            out = (summed - summed.mean(1, keepdim=True)) / (spread + 1e-5).sqrt()
+            out = out * norm.weight + norm.bias
             if place == 0:
-                x = torch.nn.functional.leaky_relu(x, 0.2)
+                out = torch.nn.functional.leaky_relu(out, 0.2)
+            x = x @ layer.kept.T + layer.bias + out
         users, items = self.sides(x)
         u, i = users[self.batch.users], items[self.batch.positives]
         cosine = (u * i).sum(1) / (u.norm(dim=1) * i.norm(dim=1))
