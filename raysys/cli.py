@@ -248,56 +248,16 @@ def _run_stages(
 ) -> None:
     from raysys.pipeline import run_stages
     from raysys.settings import load_settings
+    from raysys.shown import told
     from raysys.stages.context import RunSettings
-    from raysys.store import read_json
 
     settings = load_settings(RunSettings, config, overrides or [])
     if models:
         settings = settings.with_models(models, align or ["none"])
     elif align:
         raise UserError("--align goes with --model.")
-    outcomes = run_stages(settings, stages)
-    out = settings.out.resolve()
-    report = out / "report.json"
-    value: dict[str, Any] = {
-        "run": str(out),
-        "stages": {
-            name: {
-                "skipped": outcome.skipped,
-                "seconds": outcome.manifest.seconds,
-                "counts": outcome.manifest.counts,
-                "dropped": outcome.manifest.dropped,
-            }
-            for name, outcome in outcomes.items()
-        },
-    }
-    lines = [
-        f"{name}: {'finished before' if outcome.skipped else f'{outcome.manifest.seconds:.1f} s'}"
-        f" → {out / name}"
-        for name, outcome in outcomes.items()
-    ]
-    if "report" in outcomes:
-        value["report"] = str(report)
-        value["models"] = read_json(report)["models"]
-        lines += ["", f"Report:    {out / 'report.html'}"]
-        lines += [f"Lists:     {out / 'recommend' / 'recommendations.parquet'}"]
-        lines += [f"Serve it:  raysys serve {out}"]
-    if "yes_no_evaluation" in outcomes:
-        metrics = out / "yes_no_evaluation" / "metrics.json"
-        value["rows"] = read_json(metrics)["rows"]
-        lines += ["", *map(_metrics_line, value["rows"].items()), f"All of it: {metrics}"]
-        lines += [f"As one plain model: raysys merge {out} --out FOLDER"]
+    value, lines = told(settings.out.resolve(), run_stages(settings, stages))
     _print(as_json, value, lines)
-
-
-def _metrics_line(row: tuple[str, dict[str, dict[str, float]]]) -> str:
-    name, found = row
-    last = {key.partition("@")[0]: key for key in found}
-    cells = [
-        f"{key} {found[key]['mean']:.3f} [{found[key]['low']:.3f}, {found[key]['high']:.3f}]"
-        for key in last.values()
-    ]
-    return f"{name + ':':<12}{', '.join(cells)}"
 
 
 @finetune_app.command("yes-no")

@@ -16,6 +16,7 @@ from raysys import schema
 from raysys.errors import UserError
 from raysys.pipeline import run_stages
 from raysys.settings import parse_settings
+from raysys.shown import told
 from raysys.stages import rerank as stage
 from raysys.stages.context import RunSettings
 from raysys.store import read_json, read_table, write_table
@@ -92,6 +93,10 @@ def test_a_model_that_knows_better_is_chosen_and_helps(run, monkeypatch):
     assert measured["difference"]["recall"]["difference"] == pytest.approx(
         measured["reranked"]["recall"] - measured["graph"]["recall"]
     )
+    value, lines = told(out, outcomes)
+    assert value["rerank"]["choice"]["weight"] == choice["weight"]
+    assert any(line.startswith("chosen on validation: weight") for line in lines)
+    assert any(line.startswith(f"all, {USERS} users: NDCG") for line in lines)
     counts = outcomes["rerank"].manifest.counts
     assert counts["in"] == counts["ok"] + counts["dead_letter"] == USERS
     table = read_table(out / "rerank" / schema.RECOMMENDATIONS_FILE)
@@ -110,7 +115,8 @@ def test_a_model_that_knows_worse_is_switched_off(run, monkeypatch):
     def wrong(chat):
         return by_taste(chat, right=False)
 
-    _, out, _ = play(monkeypatch, run, wrong, choose=True, weights=(1.0,), test_users=None)
+    outcomes, out, _ = play(monkeypatch, run, wrong, choose=True, weights=(1.0,), test_users=None)
+    assert "chosen on validation: not to rerank" in told(out, outcomes)[1]
     assert read_json(out / "rerank" / "choice.json")["weight"] == 0
     measured = read_json(out / "rerank" / "metrics.json")["segments"]["all"]
     assert measured["reranked"] == measured["graph"]
