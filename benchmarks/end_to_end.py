@@ -40,12 +40,23 @@ NDCG), ALS .2447/.1629/.2809, GAT without text .2754/.1489/.3026, GAT with profi
 """
 
 
-def measure(config: Path, seed: int, fold: str, further: list[str]) -> dict[str, dict[str, float]]:
-    """Run one seed on one fold; each model's metrics."""
+def measure(
+    config: Path, seed: int, fold: str, further: list[str], models: list[str]
+) -> dict[str, dict[str, float]]:
+    """Run one seed on one fold; each model's metrics.
+
+    Args:
+        models: only these of the config's; none: all.
+    """
     base = load_settings(RunSettings, config, further)
     overrides = [*further, f"out={base.out / fold / str(seed)}", f"train.seed={seed}"]
     overrides.append(f'data.split.column="{fold}"')
     settings = load_settings(RunSettings, config, overrides)
+    if models:
+        if missing := [name for name in models if name not in settings.models]:
+            raise UserError(f"{config} has no model {', '.join(missing)}.")
+        few = {name: settings.models[name] for name in models}
+        settings = settings.model_copy(update={"models": few})
     run_stages(settings, STAGES)
     found: dict[str, dict[str, float]] = read_json(settings.out / "evaluate" / METRICS_FILE)[
         "models"
@@ -88,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("configs/end_to_end.toml"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--models", help="only these of the config: ease,gat,…")
     parser.add_argument("--folds", default="u1_test", help="test columns: u1_test,u2_test,…")
     parser.add_argument("--name", default="ml-100k-u1", help="of the data set in the table")
     parser.add_argument("--save", action="store_true", help=f"add the figures to {PAGE}")
@@ -96,7 +108,13 @@ def main() -> None:
     configure_logging()
     try:
         runs = [
-            measure(arguments.config, FIRST_SEED + place, fold, arguments.overrides)
+            measure(
+                arguments.config,
+                FIRST_SEED + place,
+                fold,
+                arguments.overrides,
+                arguments.models.split(",") if arguments.models else [],
+            )
             for fold in arguments.folds.split(",")
             for place in range(arguments.seeds)
         ]

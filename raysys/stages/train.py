@@ -150,5 +150,7 @@ def _as_chosen(job: TrainJob, found: TrainResult) -> TrainJob:
     """The same job on train and validation, with what validation chose."""
     model = job.model.model_copy(update={"settings": job.model.settings | found.chosen})
     # An epoch of more interactions has more steps; as many epochs are the same passes over each.
-    train = job.train.model_copy(update={"epochs": max(1, found.best_epoch)})
+    train = job.train.model_copy(
+        update={"epochs": max(1, found.best_epoch), "halve_at": tuple(found.halved)}
+    )
     return replace(job, model=model, train=train, grid={}, refit=True)

@@ -69,6 +69,7 @@ def _train(job: TrainJob, worker: Worker) -> dict[str, Any] | None:
         epochs=training.epoch,
         best_epoch=training.best_epoch,
         best_recall=training.best_recall,
+        halved=tuple(epoch for epoch in training.halved if epoch < training.best_epoch),
         null_users=model.null_users if isinstance(model, Aligned) else 0,
         null_items=model.null_items if isinstance(model, Aligned) else 0,
     )

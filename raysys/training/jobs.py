@@ -77,6 +77,7 @@ class TrainResult:
         best_recall: validation Recall@20 of what was saved; None without a validation split.
         null_users, null_items: nodes without a profile, left out of the alignment.
         chosen: what validation chose from the grid.
+        halved: epochs before the best one after which the step size was halved.
     """
 
     epochs: int
@@ -85,6 +86,7 @@ class TrainResult:
     null_users: int
     null_items: int
     chosen: dict[str, Any] = field(default_factory=dict)
+    halved: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

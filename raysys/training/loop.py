@@ -49,6 +49,8 @@ class TrainSettings(Settings):
     """AdamW's; without it, it is Adam."""
     halve_after: int | None = Field(default=None, ge=1)
     """The step size is halved each time so many validations in a row were no better."""
+    halve_at: tuple[int, ...] = ()
+    """And after these epochs; a refit takes them from the run on train."""
     batch_size: int = Field(default=4096, ge=1)
     """Positives in a step, over all workers together."""
     epochs: int = Field(default=300, ge=1)
@@ -85,6 +87,7 @@ class GraphTraining:
         history: one row an epoch: epoch (from 1), loss, each named loss, recall@20 or null.
         best_epoch, best_recall: of the best validation so far.
         stale: validations since then.
+        halved: numbers of finished epochs after which the step size was halved.
     """
 
     def __init__(
@@ -122,7 +125,7 @@ class GraphTraining:
             weight_decay=settings.weight_decay,
             fused=True,
         )
-        self._halvings = 0
+        self.halved = list(settings.halve_at)
         self._best = parameters_of(model)
 
     @property
@@ -144,7 +147,8 @@ class GraphTraining:
             UserError: the loss is no longer a finite number.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * 0.5**self._halvings
+            halvings = sum(self.epoch >= epoch for epoch in self.halved)
+            group["lr"] = self.settings.learning_rate * 0.5**halvings
         figures = self._pass()
         self.epoch += 1
         if not math.isfinite(figures["loss"]):
@@ -179,7 +183,7 @@ class GraphTraining:
             "best_epoch": self.best_epoch,
             "best_recall": self.best_recall,
             "stale": self.stale,
-            "halvings": self._halvings,
+            "halved": self.halved,
             "history": self.history,
         }
         write_json(folder / _STATE_FILE, state)
@@ -199,7 +203,7 @@ class GraphTraining:
         load_optimizer_state(self.model, self._optimizer, below(arrays, "adam/"))
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best_recall, self.stale = state["best_recall"], state["stale"]
-        self._halvings, self.history = state["halvings"], state["history"]
+        self.halved, self.history = state["halved"], state["history"]
 
     def _identity(self) -> str:
         """A hash of the train pairs in their order."""
@@ -263,7 +267,7 @@ class GraphTraining:
         else:
             self.stale += 1
             if self.settings.halve_after and self.stale % self.settings.halve_after == 0:
-                self._halvings += 1
+                self.halved.append(self.epoch)
 
 
 def mixed_seed(seed: int, *place: int) -> int:

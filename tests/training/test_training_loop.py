@@ -165,3 +165,31 @@ def test_divergence_is_told() -> None:
 def test_empty_train_split() -> None:
     with pytest.raises(UserError, match="train split is empty"):
         GraphTraining(toy_model(), csr_matrix((USERS, 18), dtype=np.float32), None, TrainSettings())
+
+
+def test_the_step_size_is_halved_when_validation_stands_still_and_a_checkpoint_knows(
+    tmp_path: Path,
+) -> None:
+    # The toy data is learnt at once, so that every later validation is stale.
+    changes = {"epochs": 8, "validate_every": 1, "patience": 9, "halve_after": 2}
+    training = toy_training(aligned=False, learning_rate=0.5, **changes)
+    training.run()
+    assert (
+        training.halved
+        == [training.best_epoch + 2 * turn for turn in (1, 2, 3)][: len(training.halved)]
+    )
+    assert training.halved
+    (group,) = training._optimizer.param_groups
+    before_last = sum(epoch < 8 for epoch in training.halved)
+    assert group["lr"] == 0.5 * 0.5**before_last
+    training.save(tmp_path)
+    other = toy_training(aligned=False, learning_rate=0.5, **changes)
+    other.load(tmp_path)
+    assert other.halved == training.halved
+
+
+def test_a_refit_repeats_the_step_sizes() -> None:
+    training = toy_training(aligned=False, epochs=4, halve_at=(1, 3))
+    rates = []
+    training.run(lambda now: rates.append(now._optimizer.param_groups[0]["lr"]))
+    assert rates == pytest.approx([0.02, 0.01, 0.01, 0.005])
