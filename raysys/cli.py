@@ -301,6 +301,12 @@ def data_import(
     min_rating: Annotated[
         float | None, typer.Option(help="Drop ratings below this; the rest counts as liked.")
     ] = None,
+    liked_from: Annotated[
+        float | None, typer.Option(help="Ratings from here on are likes; lower ones are kept.")
+    ] = None,
+    disliked_to: Annotated[
+        float | None, typer.Option(help="Ratings up to here are dislikes.")
+    ] = None,
     k_core: Annotated[
         int, typer.Option(help="Keep users and items with at least this many interactions.")
     ] = 0,
@@ -331,6 +337,8 @@ def data_import(
         "users": users,
         "columns": dict(_pair(word) for word in columns or []),
         "min_rating": min_rating,
+        "liked_from": liked_from,
+        "disliked_to": disliked_to,
         "k_core": k_core,
         "unknown_items": unknown_items,
         "split": {
