@@ -115,7 +115,10 @@ def test_a_model_that_knows_worse_is_switched_off(run, monkeypatch):
     def wrong(chat):
         return by_taste(chat, right=False)
 
-    outcomes, out, _ = play(monkeypatch, run, wrong, choose=True, weights=(1.0,), test_users=None)
+    outcomes, out, script = play(
+        monkeypatch, run, wrong, choose=True, weights=(1.0,), test_users=None
+    )
+    assert len(script.rounds) == 1, "on validation; what is switched off is not paid for"
     assert "chosen on validation: not to rerank" in told(out, outcomes)[1]
     assert read_json(out / "rerank" / "choice.json")["weight"] == 0
     measured = read_json(out / "rerank" / "metrics.json")["segments"]["all"]
@@ -123,9 +126,11 @@ def test_a_model_that_knows_worse_is_switched_off(run, monkeypatch):
 
 
 def test_only_the_segment_is_reranked_and_degraded_lists_are_flagged(run, monkeypatch):
-    _, out, _ = play(monkeypatch, run, by_taste, below=6, weight=1.0)
+    _, out, script = play(monkeypatch, run, by_taste, below=6, weight=1.0)
+    assert not script.rounds
     rows = read_table(out / "rerank" / schema.RECOMMENDATIONS_FILE).to_pylist()
     assert all(row["rank"] == row["graph_rank"] for row in rows), "everyone has 6 likes"
+    assert not any(row["degraded"] for row in rows)
     outcomes, out, _ = play(monkeypatch, run, lambda chat: "no idea", users=5)
     counts = outcomes["rerank"].manifest.counts
     assert counts["degraded"] == counts["in"] == 5

@@ -61,7 +61,7 @@ class AttentionLayer(torch.nn.Module):
     """Σ_j α_ijh W_s h_j, heads joined, and apart from it W_r h_i + b; see `GAT` for α.
 
     The library's layer keeps several (edges, H·C) arrays for the backward pass; this one keeps
-    none and is four times as fast on a CPU. A test holds it against the library's.
+    none. A test holds it against the library's.
 
     Args:
         before: width of the input.
@@ -130,9 +130,6 @@ class GAT(Recommender):
         profiles: where nodes start, layer-normalised and of length 1; nodes without one start
             from noise of that length.
         others: what was rated in train and not liked.
-
-    Attributes:
-        null_users, null_items: nodes without a profile.
     """
 
     reads_content: ClassVar[bool] = True

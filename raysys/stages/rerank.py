@@ -47,6 +47,7 @@ from raysys.text.prompts import Shown
 from raysys.text.rerank import Pool, Reranked, RerankSettings, rerank
 from raysys.text.stage import writing
 from raysys.text.writing import Writer
+from raysys.training.loop import mixed_seed
 
 RERANK, EXPLAIN = "rerank", "explain"
 CHOICE_FILE, METRICS_FILE = "choice.json", "metrics.json"
@@ -61,6 +62,14 @@ class Choice:
 
     weight: float
     below: int | None
+
+    def reaches(self, likes: int) -> bool:
+        """Whether the list of a user with so many likes in train is reranked."""
+        return self.weight > 0 and (self.below is None or likes < self.below)
+
+
+#: Everybody is asked about, to see afterwards whom it helps.
+_EVERYBODY = Choice(1.0, None)
 
 
 @dataclass(frozen=True)
@@ -116,22 +125,30 @@ def _rerank(context: RunContext, output: Path) -> StageReport:
     ) as writer:
 
         def ask(
-            models: str, limit: int | None, known: csr_matrix, wanted: csr_matrix | None
+            models: str,
+            limit: int | None,
+            known: csr_matrix,
+            wanted: csr_matrix | None,
+            choice: Choice,
         ) -> Pools:
-            return _ask(context, told, writer, models, limit, known, wanted)
+            return _ask(context, told, writer, models, limit, known, wanted, choice)
 
         choice = Choice(settings.weight, settings.below)
         if settings.choose:
             known, wanted = dataset.matrix(TRAIN, opinion=None), dataset.matrix(VALID)
             choice, tried = choose(
-                settings, ask("train", settings.valid_users, known, wanted), wanted, told
+                settings,
+                ask("train", settings.valid_users, known, wanted, _EVERYBODY),
+                wanted,
+                told,
             )
             write_json(output / CHOICE_FILE, {**asdict(choice), "tried": tried})
         if settings.test_users != 0:
             known, wanted = dataset.matrix(TRAIN, VALID, opinion=None), dataset.matrix(TEST)
-            pools = ask(context.trained, settings.test_users, known, wanted)
+            pools = ask(context.trained, settings.test_users, known, wanted, choice)
             write_json(output / METRICS_FILE, _measure(settings, pools, wanted, told, choice))
-        pools = ask(context.trained, settings.users, dataset.matrix(*SPLITS, opinion=None), None)
+        known = dataset.matrix(*SPLITS, opinion=None)
+        pools = ask(context.trained, settings.users, known, None, choice)
         asked, counts = writer.asked, writer.counts
     table, empty = _table(context, pools, told, choice)
     write_table(output / RECOMMENDATIONS_FILE, table)
@@ -195,8 +212,12 @@ def _ask(
     limit: int | None,
     known: csr_matrix,
     wanted: csr_matrix | None,
+    choice: Choice,
 ) -> Pools:
-    """Pools of drawn users (with a relevant item, where `wanted` is given), and their scores."""
+    """Pools of drawn users (with a relevant item, where `wanted` is given), and their scores.
+
+    Nothing is asked, or paid, for users whose list `choice` leaves as it is.
+    """
     settings = context.settings.rerank
     model = best_model(context) if settings.model == "best" else settings.model
     scorer = load_model(context.run.path(models) / model).score_block
@@ -208,12 +229,14 @@ def _ask(
             told.of(user),
             [told.items[item] for item in items[row] if item != NO_ITEM],
             # By user, not by place: who else is drawn does not matter.
-            int(np.random.SeedSequence([settings.seed, user]).generate_state(1)[0]),
+            mixed_seed(settings.seed, user),
         )
         for row, user in enumerate(users.tolist())
+        if choice.reaches(len(told.likes[user]))
     }
     found = rerank(writer, settings.prompts(), pools, settings.method)
-    return Pools(users, items, scores, [found[name] for name in pools])
+    unasked = Reranked()
+    return Pools(users, items, scores, [found.get(str(row), unasked) for row in range(len(users))])
 
 
 def orders(
@@ -221,15 +244,14 @@ def orders(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each user's pool in its final order, (n, pool) places and fused scores; -1 and 0 beyond.
 
-    Who is outside the segment, or degraded, keeps the graph's order.
+    Who is not reached by `choice`, or degraded, keeps the graph's order.
     """
     places = np.full(pools.items.shape, NO_ITEM, dtype=np.int64)
     fused = np.zeros(pools.items.shape)
     for row, user in enumerate(pools.users.tolist()):
         size = int((pools.items[row] != NO_ITEM).sum())
         graph, llm = pools.scores[row, :size].astype(np.float64), pools.found[row].scores
-        inside = choice.below is None or len(likes[user]) < choice.below
-        if llm is None or not inside:
+        if llm is None or not choice.reaches(len(likes[user])):
             places[row, :size], fused[row, :size] = np.arange(size), min_max(graph)
             continue
         both = fuse(llm, graph, choice.weight)
@@ -282,7 +304,7 @@ def _measure(
     return {
         "k": settings.k,
         "choice": asdict(choice),
-        "degraded": sum(found.scores is None for found in pools.found),
+        "degraded": sum(found.problem is not None for found in pools.found),
         "segments": {
             name: {
                 "users": int(inside.sum()),
@@ -308,7 +330,7 @@ def _table(context: RunContext, pools: Pools, told: _Told, choice: Choice) -> tu
     titles = dataset.items[TITLE].to_pylist()
     rows = []
     for row, user in enumerate(pools.users.tolist()):
-        degraded, llm = pools.found[row].scores is None, pools.found[row].scores
+        degraded, llm = pools.found[row].problem is not None, pools.found[row].scores
         for rank, place in enumerate(places[row, : settings.k].tolist(), start=1):
             if place == NO_ITEM:
                 break

@@ -98,8 +98,8 @@ class Reranked:
     """What the model made of a pool.
 
     Attributes:
-        scores: (n,), higher is better; None: degraded, the graph's order stays.
-        problem: why.
+        scores: (n,), higher is better; None: the graph's order stays.
+        problem: why it is degraded; None as well where nothing was asked.
         calls, prompt_tokens, generated_tokens: what it took.
     """
 
