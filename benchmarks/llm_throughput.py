@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,28 @@ def dataset_of(name: str, users: int, folder: Path) -> Dataset:
     }
     import_folder(parse_settings(ImportSettings, values, source="benchmark"), folder / "data")
     return Dataset.load(folder / "data")
+
+
+@contextmanager
+def warm_generation(stage: str, folder: Path) -> Iterator[Generation]:
+    """The engine at work on a Ray of its own, with an empty cache and all start-up done."""
+    cluster = ClusterSettings()
+    engine = VllmEngine(ENGINE, cluster, SAMPLING)
+    with (
+        connect(cluster) as have,
+        Generation(
+            engine,
+            ReplyCache(folder / "replies.sqlite"),
+            folder / "work",
+            stage=stage,
+            have=have,
+            block_rows=ENGINE.batch_size,
+        ) as generation,
+    ):
+        schema = json.dumps({"type": "object", "properties": {"a": {"type": "string"}}})
+        generation.ask([Request([{"role": "user", "content": "warm up"}], 8, schema)])
+        engine.count(["warm up"])
+        yield generation
 
 
 class Recorder:
@@ -246,27 +269,11 @@ def main() -> None:
     if arguments.bare:
         print(json.dumps(bare(arguments.bare, arguments.prefix == "on", arguments.alone)))
         return
-    cluster = ClusterSettings()
     figures: dict[str, Any] = {"users": arguments.users}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dataset = dataset_of(arguments.dataset, arguments.users, folder)
-        engine = VllmEngine(ENGINE, cluster, SAMPLING)
-        cache = ReplyCache(folder / "replies.sqlite")
-        with (
-            connect(cluster) as have,
-            Generation(
-                engine,
-                cache,
-                folder / "work",
-                stage="llm_throughput",
-                have=have,
-                block_rows=ENGINE.batch_size,
-            ) as generation,
-        ):
-            schema = json.dumps({"type": "object", "properties": {"a": {"type": "string"}}})
-            generation.ask([Request([{"role": "user", "content": "warm up"}], 8, schema)])
-            engine.count(["warm up"])
+        with warm_generation("llm_throughput", folder) as generation:
             ours = stages(dataset, Recorder(generation), folder)
             again = stages(dataset, Recorder(generation), folder)
         told = {stage: row["rounds"] for stage, row in ours.items()}

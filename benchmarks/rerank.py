@@ -19,24 +19,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.llm_throughput import (
-    ENGINE,
     LIMIT,
-    SAMPLING,
     Recorder,
     dataset_of,
     in_another_process,
+    warm_generation,
 )
-from raysys.cluster import ClusterSettings, connect
 from raysys.data.dataset import Dataset
 from raysys.models.linear import ItemKNN, ItemKNNSettings
 from raysys.ranking.rerank import MethodSettings
 from raysys.ranking.retrieve import retrieve
 from raysys.schema import SPLITS, TRAIN
-from raysys.text.cache import ReplyCache
 from raysys.text.context import context_of
-from raysys.text.engine_vllm import VllmEngine
 from raysys.text.evidence import shown_items
-from raysys.text.generation import Generation, Request
 from raysys.text.prompts import load_prompts
 from raysys.text.rerank import Pool, rerank
 from raysys.text.writing import Writer
@@ -69,28 +64,14 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=20)
     parser.add_argument("--alone", type=int, default=20, help="questions of the plain loop")
     arguments = parser.parse_args()
-    cluster, prompts = ClusterSettings(), load_prompts("rerank", "games", words=0)
+    prompts = load_prompts("rerank", "games", words=0)
     figures: dict[str, Any] = {"users": arguments.users, "pool": arguments.pool}
     told: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         dataset = dataset_of(arguments.dataset, arguments.users, folder)
         pools = pools_of(dataset, arguments.pool)
-        engine = VllmEngine(ENGINE, cluster, SAMPLING)
-        with (
-            connect(cluster) as have,
-            Generation(
-                engine,
-                ReplyCache(folder / "replies.sqlite"),
-                folder / "work",
-                stage="rerank",
-                have=have,
-                block_rows=ENGINE.batch_size,
-            ) as generation,
-        ):
-            schema = json.dumps({"type": "object", "properties": {"a": {"type": "string"}}})
-            generation.ask([Request([{"role": "user", "content": "warm up"}], 8, schema)])
-            engine.count(["warm up"])
+        with warm_generation("rerank", folder) as generation:
             for method in METHODS:
                 recorder = Recorder(generation)
                 writer = Writer(recorder, prompts, LIMIT)
