@@ -129,8 +129,7 @@ def preflight(plan: StagePlan, have: Resources) -> None:
 
 def local_resources(settings: ClusterSettings) -> Resources:
     """What a local start would have, without starting it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cpus = settings.cpus if settings.cpus is not None else max(2, cores or 2)
+    cpus = settings.cpus if settings.cpus is not None else max(2, _cores())
     gpus = settings.gpus if settings.gpus is not None else visible_gpus()
     return Resources(float(cpus), float(gpus), psutil.virtual_memory().available / GIB)
 
@@ -148,7 +147,14 @@ def cores_per(actors: int) -> int:
     Processes whose OpenMP threads outnumber the cores spin against each other,
     so everything that computes sets its thread count from here.
     """
-    return max(1, (os.cpu_count() or 1) // max(1, actors))
+    return max(1, _cores() // max(1, actors))
+
+
+def _cores() -> int:
+    """Hardware threads that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def share(have: Resources, actors: int, *, reserved: float) -> float:

@@ -8,8 +8,7 @@ workers) changes the speed and not the sum.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,25 +18,13 @@ from pydantic import Field
 from raysys.errors import UserError
 from raysys.evaluation.candidates import WATCHED, question_metrics
 from raysys.models.lora import LoraSettings, body_and_head, token_losses
-from raysys.models.parameters import (
-    below,
-    load_optimizer_state,
-    load_parameters,
-    optimizer_state,
-    parameters_of,
-    trained,
-)
 from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer, pack
-from raysys.settings import Settings
-from raysys.store import read_arrays, read_json, write_arrays, write_json
+from raysys.training.epochs import EpochTraining, LoopSettings
 from raysys.training.loop import mixed_seed
 from raysys.training.workers import Workers
 
-_STATE_FILE = "state.json"
-_TENSORS_FILE = "state.safetensors"
 
-
-class FinetuneSettings(Settings):
+class FinetuneSettings(LoopSettings):
     """How the language model is fine-tuned. Defaults: LLM-TRSR."""
 
     lora: LoraSettings = LoraSettings()
@@ -46,10 +33,6 @@ class FinetuneSettings(Settings):
     """`prompt`: on every token, the paper's Eq. 1. `answer`: on the answer alone."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """AdamW's step size at the start; it falls linearly to 0."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's."""
-    clip: float = Field(default=1.0, gt=0)
-    """Longer gradients are shortened to this norm."""
     batch_size: int = Field(default=64, ge=1)
     """Prompts of an optimiser step, over all workers together; a question's prompts stay
     together, so it may be a few less."""
@@ -66,12 +49,6 @@ class FinetuneSettings(Settings):
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     sharding: Literal["none", "fsdp"] = "none"
     """`fsdp`: each worker keeps a share of every layer, for models larger than one GPU."""
-    seed: int = Field(default=2023, ge=0)
-    """Adapters' start, order and dropout all follow from it."""
-    checkpoint_every: int = Field(default=20, ge=1)
-    """Optimiser steps between checkpoints: what a crash can cost."""
-    max_failures: int = Field(default=3, ge=0)
-    """Crashes of a worker that are answered by a restart from the newest checkpoint."""
 
 
 #: Settings of how a model is fine-tuned, which leave what it learns as it is.
@@ -81,7 +58,7 @@ HOW = {
 }
 
 
-class YesNoTraining:
+class YesNoTraining(EpochTraining):
     """One fine-tuning run: model, optimiser, and how far it has come.
 
     Args:
@@ -93,12 +70,11 @@ class YesNoTraining:
         pad_id: fills up shorter rows.
         max_tokens: the longest prompt there can be.
         workers: this worker's place among all.
-
-    Attributes:
-        epoch, step: finished epochs, and finished steps of the next.
-        history: one row an epoch: epoch (from 1), loss a token, mrr@10 or null.
-        best_epoch, best: of the best validation so far.
     """
+
+    watched = WATCHED
+    section = "yes_no.finetune"
+    settings: FinetuneSettings
 
     def __init__(
         self,
@@ -113,28 +89,18 @@ class YesNoTraining:
     ) -> None:
         if not questions:
             raise UserError("there is no training example: no user has a history and a target.")
-        self.model, self.settings, self.workers = model, settings, workers or Workers()
-        self.epoch = self.step = self.best_epoch = self.stale = 0
-        self.best: float | None = None
-        self.history: list[dict[str, float | None]] = []
         self._questions, self._valid = list(questions), valid
         self._answers = answers
         self._scorer = YesNoScorer(model, answers, pad_id)
         self._pad_id, self._max_tokens = pad_id, max_tokens
         self._body, self._head = body_and_head(model)
-        self._device = next(model.parameters()).device
         if settings.gradient_checkpointing:
             self._body.gradient_checkpointing_enable({"use_reentrant": False})
             # The frozen embeddings would cut the graph between the checkpoints.
             model.enable_input_require_grads()
         if settings.sharding == "fsdp":
             _shard(self._body)
-        self._parameters = list(trained(model).values())
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        self._losses = torch.zeros(2, dtype=torch.float64)
-        self._best = parameters_of(model)
+        super().__init__(model, settings, workers)
 
     @property
     def steps(self) -> int:
@@ -142,51 +108,21 @@ class YesNoTraining:
         return steps_of_epoch(self._questions, self.settings.batch_size)
 
     @property
-    def finished(self) -> bool:
-        """Whether all epochs are done or patience is used up."""
-        return self.epoch >= self.settings.epochs or self.stale >= self.settings.patience
+    def sharded(self) -> bool:
+        """Whether the layers bring their gradients together themselves."""
+        return self.settings.sharding != "none"
 
-    def run(self, after_step: Callable[[YesNoTraining], None] | None = None) -> None:
-        """Train until `finished`; `after_step` may save a checkpoint or show progress."""
-        while not self.finished:
-            self.train_step()
-            if after_step is not None:
-                after_step(self)
-
-    def train_step(self) -> None:
-        """One optimiser step; after the last of an epoch, validation.
-
-        Raises:
-            UserError: the loss is no longer a finite number.
-        """
-        settings = self.settings
-        done = self.epoch * self.steps + self.step
-        for group in self._optimizer.param_groups:
-            group["lr"] = settings.learning_rate * (1 - done / (self.steps * settings.epochs))
-        self._optimizer.zero_grad(set_to_none=True)
-        self.model.train()
+    def backward(self) -> tuple[torch.Tensor, float]:
+        """Gradients of this worker's passes; its share of the mean loss a token, and the tokens."""
         passes = self.passes()
         tokens = sum(self._tokens(row) for rows in passes for row in rows)
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, rows in self._mine(passes):
-            torch.manual_seed(mixed_seed(settings.seed, self.epoch, self.step, number))
+            torch.manual_seed(mixed_seed(self.settings.seed, self.epoch, self.step, number))
             loss = self._loss(rows) / tokens
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        if settings.sharding == "none":
-            self.workers.add_up_gradients(self._parameters)
-        torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
-        self._optimizer.step()
-        self.workers.add_up(total)
-        if not math.isfinite(float(total)):
-            raise UserError(
-                f"the loss is not finite in epoch {self.epoch + 1}: lower "
-                f"yes_no.finetune.learning_rate (now {settings.learning_rate:g})."
-            )
-        self._losses += torch.tensor([float(total) * tokens, tokens])
-        self.step += 1
-        if self.step == self.steps:
-            self._end_epoch()
+        return total, tokens
 
     def passes(self) -> list[list[Question]]:
         """The rows of the next step, cut into forward passes."""
@@ -209,78 +145,30 @@ class YesNoTraining:
             room -= 1
         return passes
 
-    @property
-    def loss(self) -> float:
-        """Loss a token in the current epoch so far, or in the last one."""
-        if self._losses[1] > 0:
-            return float(self._losses[0] / self._losses[1])
-        return float(self.history[-1]["loss"] or 0.0) if self.history else math.nan
-
-    def restore_best(self) -> None:
-        """Set the adapters to those of the best epoch."""
-        load_parameters(self.model, self._best, Path("the best epoch"))
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint: safetensors and JSON. With sharding all workers must call."""
-        arrays = {f"model/{name}": array for name, array in parameters_of(self.model).items()}
-        arrays |= {f"best/{name}": array for name, array in self._best.items()}
-        adam = optimizer_state(self.model, self._optimizer)
-        arrays |= {f"adam/{name}": array for name, array in adam.items()}
-        if not self.workers.first:
-            return
-        write_arrays(folder / _TENSORS_FILE, arrays)
-        kept = ("epoch", "step", "best_epoch", "stale", "best", "history")
-        state = {name: getattr(self, name) for name in kept}
-        write_json(folder / _STATE_FILE, {**state, "losses": self._losses.tolist()})
-
-    def load(self, folder: Path) -> None:
-        """Go on from a checkpoint of the same run.
-
-        Raises:
-            UserError: files are missing, broken or of other adapters.
-        """
-        state: dict[str, Any] = read_json(folder / _STATE_FILE)
-        arrays, path = read_arrays(folder / _TENSORS_FILE), folder / _TENSORS_FILE
-        load_parameters(self.model, below(arrays, "model/"), path)
-        self._best = below(arrays, "best/")
-        load_optimizer_state(self.model, self._optimizer, below(arrays, "adam/"))
-        self._losses = torch.tensor(state.pop("losses"), dtype=torch.float64)
-        for name, value in state.items():
-            setattr(self, name, value)
-
-    def validate(self) -> float:
+    def validate(self) -> float | None:
         """MRR@10 over the validation questions, each worker scoring its share."""
+        if not self._valid:
+            return None
         number, count = (
             (self.workers.number, self.workers.count)
             # Sharded layers are gathered by all workers together.
-            if self.settings.sharding == "none"
+            if not self.sharded
             else (0, 1)
         )
         self.model.eval()
-        figures = torch.zeros(2, dtype=torch.float64, device=self._device)
+        figures = torch.zeros(2, dtype=torch.float64, device=self.device)
         for question in self._valid[number::count]:
             scores = self._scorer.shared(question.prefix, question.candidates)
             found = question_metrics(scores[None].cpu().numpy(), [question.target], [10])
-            figures += torch.tensor([found[WATCHED][0], 1.0], device=self._device)
+            figures += torch.tensor([found[WATCHED][0], 1.0], device=self.device)
         if count > 1:
             self.workers.add_up(figures)
         return float(figures[0] / figures[1])
 
-    def _end_epoch(self) -> None:
-        self.epoch, self.step = self.epoch + 1, 0
-        watched = self.validate() if self._valid else None
-        self.history.append({"epoch": self.epoch, "loss": self.loss, WATCHED: watched})
-        self._losses.zero_()
-        if watched is None or self.best is None or watched > self.best:
-            self.best_epoch, self.best, self.stale = self.epoch, watched, 0
-            self._best = parameters_of(self.model)
-        else:
-            self.stale += 1
-
     def _mine(self, passes: list[list[Question]]) -> list[tuple[int, list[Question]]]:
         """This worker's passes with their numbers; with sharding as many on every worker."""
         mine = list(enumerate(passes))[self.workers.number :: self.workers.count]
-        if self.settings.sharding == "fsdp":
+        if self.sharded:
             most = math.ceil(len(passes) / self.workers.count)
             mine += [(len(passes), [])] * (most - len(mine))
         return mine
@@ -300,8 +188,8 @@ class YesNoTraining:
         if not rows:
             return 0 * self._loss(self._questions[:1])
         packed = pack(rows, self._answers, self._pad_id, max(map(self._width, rows)))
-        on = packed.to(self._device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+        on = packed.to(self.device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
             kept = on.is_answer if self.settings.loss == "answer" else slice(None)
             states = on.states(self._body, self._head.weight.dtype)[kept]
             return token_losses(states, on.labels[kept], on.weights[kept], self._head)
