@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from raysys import __version__
 from raysys.errors import UserError
@@ -30,8 +31,26 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Bring data sets into raysys.")
 assets_app = typer.Typer(no_args_is_help=True, help="Models and data sets that raysys can fetch.")
 finetune_app = typer.Typer(no_args_is_help=True, help="Fine-tune a language model.")
+
+
+class _OrGraphs(TyperGroup):
+    """`raysys train CONFIG` is `raysys train graphs CONFIG`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the name in where none is given."""
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
+            args = ["graphs", *args]
+        return super().parse_args(ctx, args)
+
+
+train_app = typer.Typer(
+    cls=_OrGraphs,
+    no_args_is_help=True,
+    help="Train models. `raysys train CONFIG` is short for `raysys train graphs CONFIG`.",
+)
 app.add_typer(data_app, name="data")
 app.add_typer(finetune_app, name="finetune")
+app.add_typer(train_app, name="train")
 app.add_typer(assets_app, name="assets")
 
 Config = Annotated[Path, typer.Argument(help="A .toml or .yaml file: see configs/.")]
@@ -52,7 +71,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 #: Command → the stages it runs and what it says of itself.
 STAGE_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
     "embed": (("embeddings",), "Turn the profiles into vectors, or take your own."),
-    "train": (("train", "refit"), "Train the models."),
     "recommend": (("recommend",), "Write top-k lists for all users."),
     "report": (("report",), "Write report.json and report.html."),
     "rerank": (("rerank",), "Let the LLM rerank lists; finished models are taken as they are."),
@@ -97,7 +115,9 @@ def version(as_json: Json = False) -> None:
     _print(as_json, {"version": __version__}, [__version__])
 
 
-def _stage_command(name: str, stages: tuple[str, ...] | None, text: str) -> None:
+def _stage_command(
+    name: str, stages: tuple[str, ...] | None, text: str, parent: typer.Typer = app
+) -> None:
     def command(
         config: Config,
         overrides: Overrides = None,
@@ -107,9 +127,10 @@ def _stage_command(name: str, stages: tuple[str, ...] | None, text: str) -> None
     ) -> None:
         _run_stages(config, overrides, stages, model, align, as_json)
 
-    app.command(name=name, help=text)(command)
+    parent.command(name=name, help=text)(command)
 
 
+_stage_command("graphs", ("train", "refit"), "Train the models of CONFIG.", train_app)
 _stage_command("run", None, "Run all stages of CONFIG; finished ones are skipped.")
 for _name, (_stages, _text) in STAGE_COMMANDS.items():
     _stage_command(_name, _stages, _text)
@@ -258,6 +279,14 @@ def _run_stages(
         raise UserError("--align goes with --model.")
     value, lines = told(settings.out.resolve(), run_stages(settings, stages))
     _print(as_json, value, lines)
+
+
+@train_app.command("elmrec")
+def train_elmrec(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Train ELMRec, and measure it on every task."""
+    from raysys.pipeline import ELMREC
+
+    _run_stages(config, overrides, ("data", *ELMREC), None, None, as_json)
 
 
 @finetune_app.command("yes-no")

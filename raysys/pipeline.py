@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from raysys.stages import data, embed, evaluate, profiles, recommend, report, rerank, train, yes_no
+from raysys.stages import (
+    data,
+    elmrec,
+    embed,
+    evaluate,
+    profiles,
+    recommend,
+    report,
+    rerank,
+    train,
+    yes_no,
+)
 from raysys.stages.context import RunContext, RunSettings
 from raysys.store import Manifest, StageReport
 
@@ -26,11 +37,16 @@ STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
     yes_no.EXAMPLES: yes_no.run_examples,
     yes_no.MODEL: yes_no.run_model,
     yes_no.EVALUATION: yes_no.run_evaluation,
+    elmrec.INPUTS: elmrec.run_inputs,
+    elmrec.MODEL: elmrec.run_model,
+    elmrec.EVALUATION: elmrec.run_evaluation,
 }
 #: What `raysys finetune yes-no` runs, after the summaries if it shows them.
 YES_NO = (yes_no.EXAMPLES, yes_no.MODEL, yes_no.EVALUATION)
+#: What `raysys train elmrec` runs.
+ELMREC = (elmrec.INPUTS, elmrec.MODEL, elmrec.EVALUATION)
 #: Stages that are run when they are named, and not as part of a whole run.
-ON_DEMAND = ("summaries", rerank.RERANK, rerank.EXPLAIN, *YES_NO)
+ON_DEMAND = ("summaries", rerank.RERANK, rerank.EXPLAIN, *YES_NO, *ELMREC)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,11 @@ QUESTION_SCHEMA = pa.schema(
     ]
 )
 
+#: The next item of a user among sampled ones.
+CANDIDATE_SCHEMA = pa.schema(
+    [QUESTION_SCHEMA.field(name) for name in (USER_ID, SPLIT, ITEM_ID, TARGET)]
+)
+
 #: Rows that failed, kept with the reason: n_in = n_ok + n_dead_letter.
 DEAD_LETTER_SCHEMA = pa.schema(
     [

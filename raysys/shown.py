@@ -49,6 +49,13 @@ def told(out: Path, outcomes: Mapping[str, StageOutcome]) -> tuple[dict[str, Any
         value["rows"] = read_json(metrics)["rows"]
         lines += ["", *map(metrics_line, value["rows"].items()), f"All of it: {metrics}"]
         lines += [f"As one plain model: raysys merge {out} --out FOLDER"]
+    if "elmrec_evaluation" in outcomes:
+        value["elmrec"] = read_json(out / "elmrec_evaluation" / "metrics.json")
+        for task, found in value["elmrec"]["tasks"].items():
+            asked = found.get("users", found.get("texts"))
+            lines += ["", f"{task}, {asked} {'users' if 'users' in found else 'texts'}:"]
+            lines += map(metrics_line, found["rows"].items())
+        lines += [f"All of it: {out / 'elmrec_evaluation' / 'metrics.json'}"]
     return value, lines
 
 
@@ -77,12 +84,14 @@ def reranked(folder: Path, value: dict[str, Any]) -> list[str]:
     return [*lines, f"Lists:     {folder / 'recommendations.parquet'}"]
 
 
-def metrics_line(row: tuple[str, dict[str, dict[str, float]]]) -> str:
-    """One row of the yes/no recommender's table."""
+def metrics_line(row: tuple[str, dict[str, Any]]) -> str:
+    """One row of a table of metrics, plain or with intervals; of `name@k` the last k."""
     name, found = row
     last = {key.partition("@")[0]: key for key in found}
     cells = [
-        f"{key} {found[key]['mean']:.3f} [{found[key]['low']:.3f}, {found[key]['high']:.3f}]"
+        f"{key} {found[key]:.3f}"
+        if isinstance(found[key], float)
+        else f"{key} {found[key]['mean']:.3f} [{found[key]['low']:.3f}, {found[key]['high']:.3f}]"
         for key in last.values()
     ]
-    return f"{name + ':':<12}{', '.join(cells)}"
+    return f"{name + ':':<11} {', '.join(cells)}"

@@ -69,7 +69,7 @@ def next_items(
         first = max(0, len(targets) - latest) if split == TRAIN else 0
         rng = np.random.default_rng([seed, 1 + SPLITS.index(split), user])
         for place in range(first, len(targets)):
-            drawn = _draw(rng, len(dataset.item_ids), known, negatives)
+            drawn = drawn_items(rng, len(dataset.item_ids), known, negatives)
             if drawn is None:
                 raise UserError(
                     f"user '{dataset.user_ids[user]}' has {len(np.unique(known))} of all "
@@ -81,7 +81,7 @@ def next_items(
             yield Candidates(user, past, items, where)
 
 
-def _draw(rng: np.random.Generator, n_items: int, known: Rows, count: int) -> Rows | None:
+def drawn_items(rng: np.random.Generator, n_items: int, known: Rows, count: int) -> Rows | None:
     """`count` different items that are not in `known`, uniform; None where there are not enough."""
     known = np.unique(known)
     if n_items - len(known) < count:

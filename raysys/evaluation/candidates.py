@@ -29,6 +29,32 @@ def question_metrics(
     return candidate_metrics(scores[rows, places], negatives, ks)
 
 
+def hit_metrics(
+    lists: np.ndarray, targets: Sequence[int], ks: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """HR and NDCG of lists where one item each is the right one (ELMRec §5.1).
+
+    At rank r (from 1) hr@k = [r ≤ k] and ndcg@k = [r ≤ k] / log₂(r + 1).
+
+    Args:
+        lists: (n, K) items, best first, −1 for none; K at least the largest of `ks`.
+        targets: (n,) the right items.
+        ks: cut-offs.
+
+    Returns:
+        `hr@k`, `ndcg@k` → (n,) float64.
+    """
+    if lists.shape[1] < max(ks):
+        raise ValueError(f"lists of {lists.shape[1]} items cannot be measured at {max(ks)}")
+    hits = lists == np.asarray(targets)[:, None]
+    gains = hits / np.log2(np.arange(2, lists.shape[1] + 2))
+    found = {}
+    for k in ks:
+        found[f"hr@{k}"] = hits[:, :k].any(axis=1).astype(np.float64)
+        found[f"ndcg@{k}"] = gains[:, :k].max(axis=1)
+    return found
+
+
 def candidate_metrics(
     positives: np.ndarray, negatives: np.ndarray, ks: Sequence[int]
 ) -> dict[str, np.ndarray]:

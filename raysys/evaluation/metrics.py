@@ -147,6 +147,24 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, seed: int, resamples: int = 2
     return Difference(float(difference.mean()), float(low), float(high))
 
 
+def intervals(
+    per_user: Mapping[str, np.ndarray], less: Mapping[str, np.ndarray] | None, seed: int
+) -> dict[str, dict[str, float]]:
+    """Mean and 95 % interval of each metric as `mean`, `low`, `high`; see `paired_bootstrap`.
+
+    Args:
+        per_user: metric → (n,).
+        less: the same of another model, whose figures are subtracted; None: nothing is.
+        seed: the same seed gives the same intervals.
+    """
+    found = {}
+    for name, values in per_user.items():
+        other = np.zeros_like(values) if less is None else less[name]
+        difference, low, high = paired_bootstrap(values, other, seed)
+        found[name] = {"mean": difference, "low": low, "high": high}
+    return found
+
+
 def _check(hits: np.ndarray, relevant: np.ndarray, ks: Sequence[int]) -> None:
     if hits.ndim != 2 or hits.dtype != np.bool_:
         raise ValueError(f"hits must be a bool matrix, got {hits.dtype} with shape {hits.shape}.")

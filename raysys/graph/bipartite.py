@@ -49,6 +49,11 @@ class SparsePattern:
         """(E,) int64 row of each entry."""
         return torch.repeat_interleave(self.degrees.long())
 
+    @cached_property
+    def keys(self) -> torch.Tensor:
+        """(E,) int64, ascending: row · N + column of each entry."""
+        return self.rows * self.nodes + self.columns
+
     def with_values(self, values: torch.Tensor) -> torch.Tensor:
         """The (N, N) sparse CSR tensor with `values` (E,) in the order of the entries.
 

@@ -39,6 +39,30 @@ def drop_edges(graph: BipartiteGraph, keep_rate: float, generator: torch.Generat
     return weighted(graph, drop_values(graph.values, keep_rate, generator))
 
 
+def without_pairs(graph: BipartiteGraph, users: torch.Tensor, items: torch.Tensor) -> Adjacency:
+    """The matrix of the graph that has these pairs not: degrees are counted without them.
+
+    What a model is asked to predict must not be an edge that it reads. The same values as
+    `bipartite_graph` of the smaller data, over the pattern of the larger.
+
+    Args:
+        users, items: (n,) int64 rows; repeats, and pairs that are no edge, are allowed.
+    """
+    wanted = torch.unique(users * graph.nodes + graph.users + items)
+    places = torch.searchsorted(graph.keys, wanted).clamp(max=len(graph.keys) - 1)
+    places = places[graph.keys[places] == wanted]
+    kept = torch.ones_like(graph.values)
+    kept[places] = 0
+    kept[graph.reverse[places]] = 0
+    degrees = graph.degrees.float()
+    hidden = torch.cat([graph.rows[places], graph.columns[places].long()])
+    degrees -= torch.bincount(hidden, minlength=graph.nodes)
+    scale = degrees.clamp(min=1).rsqrt()
+    values = kept.mul_(scale[graph.rows]).mul_(scale[graph.columns])
+    matrix = graph.with_values(values)
+    return Adjacency(matrix, matrix)
+
+
 def drop_values(values: torch.Tensor, keep_rate: float, generator: torch.Generator) -> torch.Tensor:
     """(E,) values, each kept with probability `keep_rate` and else 0."""
     drawn = torch.rand(values.shape, generator=generator, device=values.device)

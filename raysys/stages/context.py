@@ -22,6 +22,7 @@ from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
 from raysys.text.rerank import RerankSettings
 from raysys.text.summaries import SummarySettings
+from raysys.training.elmrec_tasks import ELMRecSettings
 from raysys.training.loop import TrainSettings
 from raysys.training.yes_no_examples import YesNoSettings
 
@@ -112,6 +113,8 @@ class RunSettings(Settings):
     """Training of every model."""
     yes_no: YesNoSettings = YesNoSettings()
     """The yes/no recommender, by `raysys finetune yes-no`."""
+    elmrec: ELMRecSettings = ELMRecSettings()
+    """ELMRec, by `raysys train elmrec`."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """Measurement."""
     recommend: RecommendSettings = RecommendSettings()

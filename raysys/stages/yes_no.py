@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from raysys.cluster import StagePlan, cores_per, preflight
+from raysys.cluster import StagePlan, preflight
 from raysys.errors import UserError
 from raysys.evaluation.candidates import question_metrics
-from raysys.evaluation.metrics import paired_bootstrap
+from raysys.evaluation.metrics import intervals
 from raysys.models.popularity import Popularity
-from raysys.observe import get_logger, progress
+from raysys.observe import get_logger
 from raysys.schema import ITEM_ID, TARGET, TEST, TRAIN, VALID
+from raysys.stages.blocks import in_blocks
 from raysys.stages.context import RunContext
 from raysys.stages.train import plan_training
-from raysys.store import Manifest, RunDirectory, StageReport, read_arrays, write_arrays, write_json
+from raysys.store import Manifest, RunDirectory, StageReport, write_arrays, write_json
 from raysys.training.language_models import HOW
 from raysys.training.ray_train import Placement
 from raysys.training.sequential import candidate_scores, train_sasrec
@@ -170,26 +171,14 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
 
 def _summary(metrics: dict[str, dict[str, np.ndarray]], settings: YesNoSettings) -> dict[str, Any]:
     """Means with 95 % intervals over questions, and the paired differences to the fine-tuned."""
-    nothing = {key: np.zeros_like(values) for key, values in metrics[TUNED].items()}
-
-    def against(found: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, Any]:
-        return {
-            key: dict(
-                zip(
-                    ("mean", "low", "high"),
-                    map(float, paired_bootstrap(values, other[key], settings.seed)),
-                    strict=True,
-                )
-            )
-            for key, values in found.items()
-        }
-
     return {
-        "questions": len(next(iter(nothing.values()))),
+        "questions": len(next(iter(metrics[TUNED].values()))),
         "candidates": settings.negatives + 1,
-        "rows": {name: against(found, nothing) for name, found in metrics.items()},
+        "rows": {name: intervals(found, None, settings.seed) for name, found in metrics.items()},
         f"{TUNED}_minus": {
-            name: against(metrics[TUNED], found) for name, found in metrics.items() if name != TUNED
+            name: intervals(metrics[TUNED], found, settings.seed)
+            for name, found in metrics.items()
+            if name != TUNED
         },
     }
 
@@ -198,47 +187,20 @@ def _score(
     context: RunContext, name: str, adapter: Path | None, questions: int, output: Path
 ) -> np.ndarray:
     """Scores of all questions, (n, 1 + m); blocks that were finished before are kept."""
-    import ray
-    from ray.util import ActorPool
-
-    found = plan_training(context, context.resources, EVALUATION)
-    preflight(found, context.resources)
-    pool = found.pools[0]
-    settings, examples = context.settings.yes_no, context.run.path(EXAMPLES)
+    arguments = (context.settings.yes_no, context.run.path(EXAMPLES), adapter)
     work = output / f".{name}"
-    files = {start: work / f"{start}.safetensors" for start in range(0, questions, _BLOCK)}
-    todo = [start for start, file in files.items() if not file.is_file()]
-    if todo:
-        scorer: Any = ray.remote(num_cpus=pool.cpus, num_gpus=pool.gpus)(_Scorer)
-        actors = [
-            scorer.remote(settings, examples, adapter, pool.actors) for _ in range(pool.actors)
-        ]
-        scored = ActorPool(actors).map_unordered(
-            lambda actor, start: actor.score.remote(start), todo
-        )
-        with progress(name, questions) as tracker:
-            done = questions - _BLOCK * len(todo)
-            for start, block in scored:
-                write_arrays(files[start], {"scores": block})
-                done += len(block)
-                tracker.update(done)
-    parts = [read_arrays(file)["scores"] for file in files.values()]
-    return np.concatenate(parts)
+    found = in_blocks(context, EVALUATION, name, _Scorer, arguments, questions, _BLOCK, work)
+    return found["scores"]
 
 
 class _Scorer:
     """A model on a worker, and the test questions."""
 
-    def __init__(
-        self, settings: YesNoSettings, examples: Path, adapter: Path | None, actors: int
-    ) -> None:
-        import torch
-
-        torch.set_num_threads(cores_per(actors))
+    def __init__(self, settings: YesNoSettings, examples: Path, adapter: Path | None) -> None:
         self._model = LoadedModel(settings, adapter)
         self._questions = read_questions(examples, TEST)[0]
 
-    def score(self, start: int) -> tuple[int, np.ndarray]:
-        """`start`, and (block, 1 + m) scores of the questions from there on."""
-        block = self._questions[start : start + _BLOCK]
-        return start, np.stack([self._model.score(question) for question in block])
+    def block(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """(block, 1 + m) scores."""
+        asked = self._questions[start:stop]
+        return {"scores": np.stack([self._model.score(question) for question in asked])}

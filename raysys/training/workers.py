@@ -38,9 +38,13 @@ class Workers:
             dist.all_reduce(values)
 
     def add_up_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        """Sum every gradient over all workers, in one message."""
+        """Sum every gradient over all workers; one that no worker has stays none."""
         if self.count == 1:
             return
+        found = [parameter.grad is not None for parameter in parameters]
+        counts = torch.tensor(found, dtype=torch.float32, device=parameters[0].device)
+        dist.all_reduce(counts)
+        parameters = [one for one, count in zip(parameters, counts.tolist(), strict=True) if count]
         grads = [
             torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             for parameter in parameters

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from raysys.evaluation.candidates import candidate_metrics
+from raysys.evaluation.candidates import candidate_metrics, hit_metrics
 
 
 def test_worked_by_hand():
@@ -47,3 +47,14 @@ def test_nan_and_shapes_are_refused():
         candidate_metrics(np.array([np.nan]), np.zeros((1, 2)), [1])
     with pytest.raises(ValueError, match="do not fit"):
         candidate_metrics(np.zeros(2), np.zeros((1, 2)), [1])
+
+
+def test_hits_of_lists_by_hand() -> None:
+    lists = np.array([[4, 2, 9], [1, 4, -1], [3, 5, 4]])
+    found = hit_metrics(lists, [4, 4, 7], [1, 3])
+    assert found["hr@1"].tolist() == [1, 0, 0]
+    assert found["hr@3"].tolist() == [1, 1, 0]
+    np.testing.assert_allclose(found["ndcg@1"], [1, 0, 0])
+    np.testing.assert_allclose(found["ndcg@3"], [1, 1 / math.log2(3), 0])
+    with pytest.raises(ValueError, match="lists of 3 items cannot be measured at 5"):
+        hit_metrics(lists, [4, 4, 7], [5])

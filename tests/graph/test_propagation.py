@@ -7,7 +7,13 @@ from scipy.sparse import csr_matrix, random_array
 from torch_geometric.nn import LGConv
 
 from raysys.graph.bipartite import BipartiteGraph, bipartite_graph
-from raysys.graph.propagation import drop_edges, full_adjacency, propagate, propagate_sum
+from raysys.graph.propagation import (
+    drop_edges,
+    full_adjacency,
+    propagate,
+    propagate_sum,
+    without_pairs,
+)
 
 
 @pytest.fixture
@@ -77,3 +83,27 @@ def test_dropout_follows_the_generator(graph: BipartiteGraph) -> None:
 
     torch.testing.assert_close(values(1), values(1))
     assert not torch.equal(values(1), values(2))
+
+
+def test_pairs_left_out_give_the_graph_of_the_smaller_data(graph: BipartiteGraph) -> None:
+    dense = graph.matrix().to_dense()[: graph.users, graph.users :]
+    users, items = dense.nonzero()[::7].T
+    smaller = csr_matrix((dense > 0).float().numpy())
+    smaller[users.tolist(), items.tolist()] = 0
+    wanted = bipartite_graph(smaller).matrix().to_dense()
+    # A pair that is no edge, and one that is named twice, change nothing.
+    absent = (dense == 0).nonzero()[0]
+    users, items = (
+        torch.cat([rows, rows[:1], absent[place : place + 1]])
+        for place, rows in enumerate((users, items))
+    )
+    found = without_pairs(graph, users, items)
+    torch.testing.assert_close(found.forward.to_dense(), wanted)
+    torch.testing.assert_close(found.transposed.to_dense(), wanted.T)
+
+
+def test_a_user_whose_only_edge_is_left_out_is_alone() -> None:
+    graph = bipartite_graph(csr_matrix(np.eye(3, dtype=np.float32)))
+    found = without_pairs(graph, torch.tensor([1]), torch.tensor([1])).forward.to_dense()
+    assert found[1].abs().sum() == found[4].abs().sum() == 0
+    assert found[0, 3] == found[2, 5] == 1

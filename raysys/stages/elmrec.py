@@ -1,0 +1,272 @@
+"""Stages `elmrec_inputs`, `elmrec_model`, `elmrec_evaluation`: ELMRec (raysys/models/elmrec.py)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.sparse import csr_matrix
+
+from raysys.cluster import preflight
+from raysys.evaluation.candidates import hit_metrics
+from raysys.evaluation.metrics import intervals
+from raysys.evaluation.texts import text_metrics
+from raysys.models.elmrec import DIRECT, EXPLANATION, SEQUENTIAL
+from raysys.models.linear import Ease, EaseSettings
+from raysys.models.popularity import Popularity
+from raysys.observe import get_logger
+from raysys.ranking.retrieve import top_k
+from raysys.schema import (
+    RECOMMENDATION_SCHEMA,
+    RECOMMENDATIONS_FILE,
+    REVIEW,
+    SPLITS,
+    TEST,
+    TITLE,
+    TRAIN,
+    VALID,
+)
+from raysys.stages.blocks import in_blocks
+from raysys.stages.context import RunContext
+from raysys.stages.train import plan_training
+from raysys.store import Manifest, StageReport, write_arrays, write_json, write_table
+from raysys.text.engine import model_identity
+from raysys.text.id_prompts import IdPrompts, Row, id_numbers, load_templates
+from raysys.text.small_seq2seq import write_small_model
+from raysys.training.elmrec import (
+    LANGUAGE_MODEL,
+    NUMBERS_FILE,
+    Asked,
+    ELMRecJob,
+    load,
+    material,
+    train_elmrec,
+)
+from raysys.training.elmrec_tasks import write_candidates
+from raysys.training.ray_train import Placement
+
+INPUTS, MODEL, EVALUATION = "elmrec_inputs", "elmrec_model", "elmrec_evaluation"
+METRICS_FILE, TEXTS_FILE = "metrics.json", "explanations.parquet"
+#: Rows of the table.
+ELMREC, POPULARITY, EASE = "elmrec", "popularity", "ease"
+LEAKY = "elmrec (LEAKY: its graph holds edges that are asked for)"
+#: Rows of one call; what a crash can cost.
+_BLOCK = 256
+#: How a run is trained and asked, which leaves what it starts from as it is.
+_LATER = {"train", "words", "tasks", "graph", "hide", "supervision_share", "templates", "decode"}
+_LATER |= {"beams", "further", "ks", "history", "ease_reg"}
+_ASKED = {"decode", "beams", "further", "ks", "test_users", "ease_reg"}
+logger = get_logger(__name__)
+
+
+def run_inputs(context: RunContext) -> tuple[Manifest, bool]:
+    """Write numbers, candidates and, where none is named, a small model to `RUN/elmrec_inputs`."""
+    settings = context.settings.elmrec
+    return context.run.run_stage(
+        INPUTS,
+        settings.model_dump(mode="json", exclude=_LATER) | {"start": settings.train.seed},
+        ["data"],
+        lambda output: _inputs(context, output),
+    )
+
+
+def run_model(context: RunContext) -> tuple[Manifest, bool]:
+    """Train into `RUN/elmrec_model`."""
+    settings = context.settings.elmrec
+    templates = load_templates(settings.templates).model_dump(mode="json")
+    config = settings.model_dump(mode="json", exclude=_ASKED) | {"templates": templates}
+    if settings.model is not None:
+        config["model"] = model_identity(settings.model, settings.revision)
+    return context.run.run_stage(
+        MODEL, config, ["data", INPUTS], lambda output: _train(context, output)
+    )
+
+
+def run_evaluation(context: RunContext) -> tuple[Manifest, bool]:
+    """Measure every task on the test split, beside popularity and EASE."""
+    settings = context.settings.elmrec
+    return context.run.run_stage(
+        EVALUATION,
+        settings.model_dump(mode="json", include=_ASKED),
+        ["data", INPUTS, MODEL],
+        lambda output: _evaluate(context, output),
+    )
+
+
+def _inputs(context: RunContext, output: Path) -> StageReport:
+    settings, dataset = context.settings.elmrec, context.dataset
+    users, items = id_numbers(dataset, settings.numbering, settings.seed)
+    write_arrays(output / NUMBERS_FILE, {"users": users, "items": items})
+    counts = write_candidates(settings, dataset, output)
+    if settings.model is None:
+        words = [f"user_{n}" for n in users.tolist()] + [f"item_{n}" for n in items.tolist()]
+        texts = [*words, *_texts(context)]
+        write_small_model(output / LANGUAGE_MODEL, settings.small, texts, settings.train.seed)
+    rows = sum(counts.values())
+    return StageReport(
+        counts={"in": rows, "ok": rows, "dead_letter": 0},
+        figures={f"{split}_users": float(count) for split, count in counts.items()},
+    )
+
+
+def _texts(context: RunContext) -> Iterator[str]:
+    """What a vocabulary is learnt of beside ids: texts of train interactions."""
+    dataset, column = context.dataset, context.settings.elmrec.explanation_column
+    if column in dataset.interactions.column_names:
+        chosen = np.flatnonzero(dataset.labels == SPLITS.index(TRAIN))
+        yield from filter(None, dataset.interactions[column].take(pa.array(chosen)).to_pylist())
+
+
+def _job(context: RunContext, placement: Placement) -> ELMRecJob:
+    run = context.run
+    return ELMRecJob(run.path("data"), run.path(INPUTS), context.settings.elmrec, placement)
+
+
+def _train(context: RunContext, output: Path) -> StageReport:
+    settings = context.settings.elmrec
+    if settings.leaks:
+        logger.warning(
+            "elmrec.graph = '%s': the graph holds edges of validation and test, so every figure "
+            "of this model LEAKS; it is there to be compared with.",
+            settings.graph,
+        )
+    found = plan_training(context, context.resources, MODEL)
+    preflight(found, context.resources)
+    worker = found.pools[0]
+    result = train_elmrec(
+        _job(context, Placement(worker.actors, worker.cpus, worker.gpus > 0)), output
+    )
+    positives = len(context.dataset.pairs(TRAIN)[0])
+    figures = {"epochs": float(result["epochs"]), "best_epoch": float(result["best_epoch"])}
+    figures |= {"leaks": float(settings.leaks)}
+    if result["best"] is not None:
+        figures["validation_loss"] = result["best"]
+    return StageReport(counts={"in": positives, "ok": positives, "dead_letter": 0}, figures=figures)
+
+
+def _evaluate(context: RunContext, output: Path) -> StageReport:
+    settings = context.settings.elmrec
+    job = _job(context, Placement())
+    found_material = material(job)
+    tasks, prompts = found_material.tasks, found_material.prompts
+    name = LEAKY if settings.leaks else ELMREC
+    asked = {task: tasks.asked(task, TEST) for task in settings.tasks}
+    shown: dict[str, Any] = {}
+    for task, rows in asked.items():
+        if not rows:
+            continue
+        work = output / f".{task}"
+        arguments = (job, context.run.path(MODEL), task)
+        found = in_blocks(context, EVALUATION, task, _Asking, arguments, len(rows), _BLOCK, work)
+        shutil.rmtree(work)
+        if task == EXPLANATION:
+            figures = _explained(prompts, rows, found["tokens"], output)
+            shown[task] = {"texts": len(rows), "rows": {name: figures}}
+            continue
+        lists = {name: found["items"], **_baselines(context, task, rows)}
+        if task == SEQUENTIAL:
+            write_table(output / RECOMMENDATIONS_FILE, _as_table(context, rows, found["items"]))
+        targets = [row.item for row in rows]
+        metrics = {row: hit_metrics(one, targets, settings.ks) for row, one in lists.items()}
+        shown[task] = {
+            "users": len(rows),
+            "rows": {row: intervals(one, None, settings.seed) for row, one in metrics.items()},
+            "elmrec_minus": {
+                row: intervals(metrics[name], one, settings.seed)
+                for row, one in metrics.items()
+                if row != name
+            },
+        }
+    write_json(output / METRICS_FILE, {"leaks": settings.leaks, "tasks": shown})
+    done = sum(map(len, asked.values()))
+    return StageReport(counts={"in": done, "ok": done, "dead_letter": 0})
+
+
+def _explained(
+    prompts: IdPrompts, rows: list[Row], tokens: np.ndarray, output: Path
+) -> dict[str, float]:
+    """Keep the written texts beside what users wrote, and measure them."""
+    written = [prompts.text(row) for row in tokens]
+    references = [prompts.text(row.text) for row in rows if row.text is not None]
+    write_table(output / TEXTS_FILE, pa.table({"written": written, REVIEW: references}))
+    return text_metrics(written, references)
+
+
+def _baselines(context: RunContext, task: str, rows: list[Row]) -> dict[str, np.ndarray]:
+    """Popularity and EASE on the same users; the sequential EASE weighs recent items more."""
+    settings, dataset = context.settings.elmrec, context.dataset
+    train = dataset.matrix(TRAIN)
+    ease = Ease(train, EaseSettings(reg=settings.ease_reg))
+    users = np.array([row.user for row in rows])
+    lists: dict[str, list[np.ndarray]] = {POPULARITY: [], EASE: []}
+    histories = dataset.histories(TRAIN, VALID)
+    popularity = Popularity(train)
+    for start in range(0, len(rows), 1024):
+        part, block = rows[start : start + 1024], users[start : start + 1024]
+        recent = _recent([histories[user] for user in block], train.shape[1])
+        linear = recent @ ease.weights if task == SEQUENTIAL else ease.score_block(block)
+        for name, scores in ((POPULARITY, popularity.score_block(block)), (EASE, linear)):
+            if task == DIRECT:
+                allowed = np.full_like(scores, -np.inf)
+                items = np.stack([row.items for row in part])
+                voted = np.take_along_axis(scores, items, axis=1)
+                np.put_along_axis(allowed, items, voted, axis=1)
+            else:
+                allowed = np.array(scores)
+                for row, user in enumerate(block):
+                    allowed[row, histories[user]] = -np.inf
+            lists[name].append(top_k(allowed, settings.longest_list)[0])
+    return {name: np.concatenate(found) for name, found in lists.items()}
+
+
+def _recent(histories: list[np.ndarray], items: int) -> csr_matrix:
+    """(b, I): each item of a history weighs exp(−age / 2), the latest 1."""
+    ages = [np.arange(len(one))[::-1] for one in histories]
+    pointers = np.cumsum([0, *map(len, histories)])
+    values = np.exp(-np.concatenate(ages) / 2).astype(np.float32)
+    return csr_matrix((values, np.concatenate(histories), pointers), (len(histories), items))
+
+
+def _as_table(context: RunContext, rows: list[Row], items: np.ndarray) -> pa.Table:
+    """The sequential lists in the form that `raysys evaluate LISTS` reads."""
+    dataset = context.dataset
+    filled = items >= 0
+    users, places = np.nonzero(filled)
+    chosen = items[filled]
+    asked = np.array([row.user for row in rows])[users]
+    return pa.table(
+        [
+            pa.array(dataset.user_ids[asked], pa.string()),
+            pa.array(places + 1, pa.int32()),
+            pa.array(dataset.item_ids[chosen], pa.string()),
+            pa.array(-places, pa.float32()),
+            dataset.items[TITLE].take(pa.array(chosen)),
+        ],
+        schema=RECOMMENDATION_SCHEMA,
+    )
+
+
+class _Asking:
+    """A model on a worker, and the test rows of a task."""
+
+    def __init__(self, job: ELMRecJob, model: Path, task: str) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        built = load(job, model, device)
+        self._asked, self._task = Asked(built, job.settings), task
+        self._rows = built.tasks.asked(task, TEST)
+        self._known = built.dataset.histories(TRAIN, VALID, opinion=None)
+
+    def block(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Lists (block, k), or written tokens (block, T)."""
+        rows = self._rows[start:stop]
+        if self._task == DIRECT:
+            return {"items": self._asked.direct(rows)}
+        if self._task == SEQUENTIAL:
+            known = [self._known[row.user] for row in rows]
+            return {"items": self._asked.sequential(rows, known)}
+        return {"tokens": self._asked.explain(rows)}
