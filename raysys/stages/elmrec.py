@@ -59,7 +59,7 @@ LEAKY = "elmrec (LEAKY: its graph holds edges that are asked for)"
 _BLOCK = 256
 #: How a run is trained and asked, which leaves what it starts from as it is.
 _LATER = {"train", "words", "tasks", "graph", "hide", "supervision_share", "templates", "decode"}
-_LATER |= {"beams", "further", "ks", "history", "ease_reg"}
+_LATER |= {"train_negatives", "beams", "further", "ks", "history", "ease_reg"}
 _ASKED = {"decode", "beams", "further", "ks", "test_users", "ease_reg"}
 logger = get_logger(__name__)
 

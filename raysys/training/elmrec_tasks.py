@@ -100,6 +100,10 @@ class ELMRecSettings(Settings):
     """For `hide = "split"`."""
     negatives: int = Field(default=99, ge=1, le=1000)
     """Candidates beside the true one."""
+    train_negatives: tuple[int, int] | None = None
+    """The same in training: each batch draws a number between these two, small ones as often as
+    large ones on a logarithmic scale; none: `negatives`. Short lists are cheap, and they are where
+    a model that starts from random weights learns to copy an id at all."""
     history: int = Field(default=20, ge=1, le=200)
     """Latest items that the sequential task shows."""
     explanation_column: str = "review"
@@ -129,6 +133,10 @@ class ELMRecSettings(Settings):
     def _fits(self) -> Self:
         if len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks names one twice: {', '.join(self.tasks)}")
+        if self.train_negatives is not None and not 1 <= self.train_negatives[0] <= min(
+            self.train_negatives[1], 1000
+        ):
+            raise ValueError("train_negatives must be two numbers from 1 to 1000, in order")
         if self.hide == "split" and self.words.sequential.whole_words == "graph":
             raise ValueError(
                 "hide: 'split' leaves the sequential task's targets in the graph that it reads; "
@@ -150,7 +158,7 @@ class ELMRecSettings(Settings):
     @property
     def most_words(self) -> int:
         """Users and items in a row, at most."""
-        return 2 + max(self.negatives, self.history)
+        return 2 + max(self.negatives, *(self.train_negatives or ()), self.history)
 
     @property
     def width_of_search(self) -> int:
@@ -309,8 +317,13 @@ class Tasks:
         size = min(settings.train.batch_size, len(pool))
         rng = np.random.default_rng([*seed, step])
         chosen = pool[order[np.arange(number * size, (number + 1) * size) % len(pool)]]
-        draw = {DIRECT: self._direct, SEQUENTIAL: self._segment, EXPLANATION: self._explanation}
-        rows = [draw[task](int(one), rng) for one in chosen]
+        if task == DIRECT:
+            negatives = self._negatives(rng)
+            rows = [self._direct(int(one), rng, negatives) for one in chosen]
+        elif task == SEQUENTIAL:
+            rows = [self._segment(int(one), rng) for one in chosen]
+        else:
+            rows = [self.explanations[TRAIN][place] for place in chosen]
         return self._prompts.batch(task, rows, rng, self.shuffled(task))
 
     def shuffled(self, task: str) -> bool:
@@ -318,10 +331,17 @@ class Tasks:
         found: TaskSettings = getattr(self._settings.words, task)
         return found.whole_words == "random"
 
-    def _direct(self, user: int, rng: np.random.Generator) -> Row:
+    def _negatives(self, rng: np.random.Generator) -> int:
+        """How many a batch has."""
+        if self._settings.train_negatives is None:
+            return self._settings.negatives
+        low, high = np.log(self._settings.train_negatives)
+        return round(float(np.exp(rng.uniform(low, high))))
+
+    def _direct(self, user: int, rng: np.random.Generator, negatives: int) -> Row:
         own = self._taught.indices[self._taught.indptr[user] : self._taught.indptr[user + 1]]
         item = int(rng.choice(own))
-        count = min(self._settings.negatives, len(self._dataset.item_ids) - len(self._known[user]))
+        count = min(negatives, len(self._dataset.item_ids) - len(self._known[user]))
         drawn = drawn_items(rng, len(self._dataset.item_ids), self._known[user], count)
         assert drawn is not None
         return Row(user, rng.permutation(np.append(drawn, item)), item)
@@ -332,9 +352,6 @@ class Tasks:
         end = int(rng.integers(start + 1, len(history)))
         shown = history[max(start, end - self._settings.history) : end]
         return Row(user, shown, int(history[end]))
-
-    def _explanation(self, place: int, rng: np.random.Generator) -> Row:
-        return self.explanations[TRAIN][place]
 
     @cached_property
     def explanations(self) -> dict[str, list[Row]]:
