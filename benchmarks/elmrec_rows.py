@@ -41,9 +41,9 @@ table. Leave-last-two-out; direct: the test item among 99 sampled ones, the same
 sequential: the whole catalogue, less what the user has. The graph holds train edges alone, and what
 a batch teaches is hidden from it. ± is the standard deviation over seeds 2023, 2024, … Rows:
 `elmrec` reads the graph in the direct and the order of appearance in the sequential task,
-`no graph` leaves the graph out, `random` counts words in a random order, `LEAKY` is the graph of the
-released code, which holds most of the edges that are asked for. `ease` in the sequential task weighs
-an item of age n by exp(-n/2).
+`no graph` leaves the graph out, `random` counts words in a random order, `LEAKY` is the graph of
+the released code, which holds most of the edges that are asked for. `ease` in the sequential task
+weighs an item of age n by exp(-n/2).
 """
 
 
@@ -88,8 +88,9 @@ def page() -> str:
         rows = read_json(path)
         parts += [f"## {path.stem}\n", line(["row", *SHOWN, "users", "seeds"])]
         parts.append(line(["---"] * (len(SHOWN) + 3)))
-        order = sorted(rows.items(), key=lambda one: (one[0].split(":")[0], one[1]["hr@10"]["mean"]))
-        for name, row in order:
+        order = [(name.split(":")[0], row["hr@10"]["mean"], name) for name, row in rows.items()]
+        for _, _, name in sorted(order):
+            row = rows[name]
             cells = [f"{row[key]['mean']:.4f} ± {row[key]['sd']:.4f}" for key in SHOWN]
             parts.append(line([name, *cells, str(row["users"]), str(row["runs"])]))
         commands = dict.fromkeys(row["command"] for row in rows.values())
