@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, issparse
 
 from raysys.cluster import preflight
 from raysys.evaluation.candidates import hit_metrics
@@ -209,7 +209,8 @@ def _baselines(context: RunContext, task: str, rows: list[Row]) -> dict[str, np.
     for start in range(0, len(rows), 1024):
         part, block = rows[start : start + 1024], users[start : start + 1024]
         recent = _recent([histories[user] for user in block], train.shape[1])
-        linear = recent @ ease.weights if task == SEQUENTIAL else ease.score_block(block)
+        linear: Any = ease.score_block(block) if task == DIRECT else recent @ ease.weights
+        linear = linear.toarray() if issparse(linear) else linear
         for name, scores in ((POPULARITY, popularity.score_block(block)), (EASE, linear)):
             if task == DIRECT:
                 allowed = np.full_like(scores, -np.inf)

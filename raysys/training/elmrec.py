@@ -388,7 +388,7 @@ class Asked:
         self, part: Sequence[Row], states: torch.Tensor, mask: torch.Tensor
     ) -> np.ndarray:
         width = max(len(row.items) for row in part)
-        items = np.full((len(part), width), -1)
+        items = np.full((len(part), max(width, self._settings.longest_list)), -1)
         for place, row in enumerate(part):
             items[place, : len(row.items)] = row.items
         sequences = torch.from_numpy(self._built.prompts.items[items]).to(self._device)

@@ -328,6 +328,19 @@ def test_a_search_wider_than_the_catalogue_gives_what_there_is(folder) -> None:
         assert sorted(real) == sorted(set(range(30)) - set(row.items.tolist()))
 
 
+@pytest.mark.parametrize("decode", ["trie", "score"])
+def test_fewer_candidates_than_the_list_is_long_leave_it_short(folder, decode) -> None:
+    job = job_of(folder, decode=decode, ks=(1, 15))
+    built = build(job, CPU)
+    built.model.eval()
+    rows = built.tasks.asked("direct", "test")
+    lists = Asked(built, job.settings).direct(rows)
+    assert lists.shape == (12, 15)
+    for row, items in zip(rows, lists, strict=True):
+        assert sorted(items[:10]) == sorted(row.items)
+        assert (items[10:] == -1).all()
+
+
 def test_the_same_candidate_twice_is_refused(folder) -> None:
     built = build(job_of(folder), CPU)
     row = built.tasks.asked("direct", "test")[0]
