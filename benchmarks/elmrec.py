@@ -42,13 +42,14 @@ from raysys.text.small_seq2seq import write_small_model
 from raysys.training.elmrec import (
     LANGUAGE_MODEL,
     NUMBERS_FILE,
-    Asked,
     Built,
     ELMRecJob,
     ELMRecTraining,
     build,
 )
-from raysys.training.elmrec_tasks import ELMRecSettings, write_candidates
+from raysys.training.elmrec_answers import Asked
+from raysys.training.elmrec_settings import ELMRecSettings
+from raysys.training.elmrec_tasks import write_candidates
 from raysys.training.ray_train import Placement
 
 CONFIG = Path("configs/elmrec_cpu.toml")

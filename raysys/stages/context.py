@@ -22,7 +22,7 @@ from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
 from raysys.text.rerank import RerankSettings
 from raysys.text.summaries import SummarySettings
-from raysys.training.elmrec_tasks import ELMRecSettings
+from raysys.training.elmrec_settings import ELMRecSettings
 from raysys.training.loop import TrainSettings
 from raysys.training.yes_no_examples import YesNoSettings
 

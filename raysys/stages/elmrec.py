@@ -41,12 +41,12 @@ from raysys.text.small_seq2seq import write_small_model
 from raysys.training.elmrec import (
     LANGUAGE_MODEL,
     NUMBERS_FILE,
-    Asked,
     ELMRecJob,
     load,
     material,
     train_elmrec,
 )
+from raysys.training.elmrec_answers import Asked
 from raysys.training.elmrec_tasks import write_candidates
 from raysys.training.ray_train import Placement
 

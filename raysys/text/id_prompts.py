@@ -8,7 +8,7 @@ next, test items included; so they follow train alone, or chance.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -225,3 +225,9 @@ def _filled(rows: Sequence[Sequence[int]], fill: int) -> np.ndarray:
     for place, row in enumerate(rows):
         table[place, : len(row)] = row
     return table
+
+
+def chunks(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
+    """Consecutive parts of at most `size` rows."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

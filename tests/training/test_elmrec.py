@@ -21,7 +21,6 @@ from raysys.text.small_seq2seq import write_small_model
 from raysys.training.elmrec import (
     LANGUAGE_MODEL,
     NUMBERS_FILE,
-    Asked,
     Built,
     ELMRecJob,
     ELMRecTraining,
@@ -30,10 +29,11 @@ from raysys.training.elmrec import (
     material,
     save,
 )
+from raysys.training.elmrec_answers import Asked
+from raysys.training.elmrec_settings import ELMRecSettings
 from raysys.training.elmrec_tasks import (
     CANDIDATES_FILE,
     Edges,
-    ELMRecSettings,
     read_candidates,
     write_candidates,
 )
