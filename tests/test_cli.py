@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raysys.cli import STAGE_COMMANDS, TEXT_COMMANDS, main
-from raysys.pipeline import STAGES, YES_NO
+from raysys.pipeline import ELMREC, STAGES, YES_NO
 from raysys.settings import load_settings
 from raysys.stages.context import RunSettings
 
@@ -88,6 +88,9 @@ def test_a_stage_command_names_what_must_run_first(tmp_path, capsys):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path):
     settings = load_settings(RunSettings, path)
+    if path.stem.startswith("elmrec"):
+        assert not settings.elmrec.leaks
+        return
     if not path.stem.startswith("yes_no"):
         assert settings.models
         return
@@ -104,9 +107,10 @@ def test_a_run_without_models_is_refused_at_once(capsys):
 def test_commands_and_jobs_cover_the_stages():
     commands = (*TEXT_COMMANDS.values(), *STAGE_COMMANDS.values())
     covered = [stage for stages, _ in commands for stage in stages]
-    assert {"data", "evaluate", *covered, *YES_NO} == set(STAGES)
+    assert {"data", "train", "refit", "evaluate", *covered, *YES_NO, *ELMREC} == set(STAGES)
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
-    assert jobs == {"run", "evaluate", "finetune_yes_no", *STAGE_COMMANDS, *TEXT_COMMANDS}
+    by_name = {"run", "evaluate", "train", "train_elmrec", "finetune_yes_no"}
+    assert jobs == {*by_name, *STAGE_COMMANDS, *TEXT_COMMANDS}
 
 
 def test_readme_commands_exist():
