@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from statistics import fmean, stdev
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value")
     arguments = parser.parse_args()
     configure_logging()
-    command = f"python -m benchmarks.elmrec_rows {' '.join(sys.argv[1:])}"
+    command = f"python -m benchmarks.elmrec_rows {shlex.join(sys.argv[1:])}"
     figures: dict[str, dict[str, Any]] = {}
     try:
         source = load_settings(RunSettings, arguments.config, arguments.overrides).data.interactions
