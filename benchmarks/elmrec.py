@@ -36,20 +36,16 @@ from raysys.models.elmrec import DIRECT, SEQUENTIAL, GraphWords, WordSettings
 from raysys.schema import TEST, TRAIN
 from raysys.settings import load_settings
 from raysys.stages.context import RunSettings
-from raysys.store import write_arrays
-from raysys.text.id_prompts import id_numbers
-from raysys.text.small_seq2seq import write_small_model
 from raysys.training.elmrec import (
-    LANGUAGE_MODEL,
     NUMBERS_FILE,
     Built,
     ELMRecJob,
     ELMRecTraining,
     build,
+    write_inputs,
 )
 from raysys.training.elmrec_answers import Asked
 from raysys.training.elmrec_settings import ELMRecSettings
-from raysys.training.elmrec_tasks import write_candidates
 from raysys.training.ray_train import Placement
 
 CONFIG = Path("configs/elmrec_cpu.toml")
@@ -60,15 +56,10 @@ def prepared(
     folder: Path, dataset: Dataset, users: int, **changes: Any
 ) -> tuple[Built, ELMRecSettings]:
     """A model at its start."""
-    words = [f"data.interactions={folder / 'few.parquet'}", f"elmrec.test_users={users}"]
-    base = load_settings(RunSettings, CONFIG, words).elmrec
+    base = load_settings(RunSettings, CONFIG, [f"elmrec.test_users={users}"]).elmrec
     settings = ELMRecSettings.model_validate(base.model_dump() | changes)
     if not (folder / NUMBERS_FILE).is_file():
-        numbers = id_numbers(dataset, settings.numbering, settings.seed)
-        write_arrays(folder / NUMBERS_FILE, dict(zip(("users", "items"), numbers, strict=True)))
-        texts = [f"user_{n}" for n in numbers[0]] + [f"item_{n}" for n in numbers[1]]
-        write_small_model(folder / LANGUAGE_MODEL, settings.small, texts, settings.train.seed)
-        write_candidates(settings, dataset, folder)
+        write_inputs(settings, dataset, folder)
     job = ELMRecJob(folder / "data", folder, settings, Placement())
     return build(job, torch.device("cpu")), settings
 

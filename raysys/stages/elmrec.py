@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from raysys.schema import (
     RECOMMENDATION_SCHEMA,
     RECOMMENDATIONS_FILE,
     REVIEW,
-    SPLITS,
     TEST,
     TITLE,
     TRAIN,
@@ -34,20 +32,17 @@ from raysys.schema import (
 from raysys.stages.blocks import in_blocks
 from raysys.stages.context import RunContext
 from raysys.stages.train import plan_training
-from raysys.store import Manifest, StageReport, write_arrays, write_json, write_table
+from raysys.store import Manifest, StageReport, write_json, write_table
 from raysys.text.engine import model_identity
-from raysys.text.id_prompts import IdPrompts, Row, id_numbers, load_templates
-from raysys.text.small_seq2seq import write_small_model
+from raysys.text.id_prompts import IdPrompts, Row, load_templates
 from raysys.training.elmrec import (
-    LANGUAGE_MODEL,
-    NUMBERS_FILE,
     ELMRecJob,
     load,
     material,
     train_elmrec,
+    write_inputs,
 )
 from raysys.training.elmrec_answers import Asked
-from raysys.training.elmrec_tasks import write_candidates
 from raysys.training.ray_train import Placement
 
 INPUTS, MODEL, EVALUATION = "elmrec_inputs", "elmrec_model", "elmrec_evaluation"
@@ -100,26 +95,12 @@ def run_evaluation(context: RunContext) -> tuple[Manifest, bool]:
 
 def _inputs(context: RunContext, output: Path) -> StageReport:
     settings, dataset = context.settings.elmrec, context.dataset
-    users, items = id_numbers(dataset, settings.numbering, settings.seed)
-    write_arrays(output / NUMBERS_FILE, {"users": users, "items": items})
-    counts = write_candidates(settings, dataset, output)
-    if settings.model is None:
-        words = [f"user_{n}" for n in users.tolist()] + [f"item_{n}" for n in items.tolist()]
-        texts = [*words, *_texts(context)]
-        write_small_model(output / LANGUAGE_MODEL, settings.small, texts, settings.train.seed)
+    counts = write_inputs(settings, dataset, output)
     rows = sum(counts.values())
     return StageReport(
         counts={"in": rows, "ok": rows, "dead_letter": 0},
         figures={f"{split}_users": float(count) for split, count in counts.items()},
     )
-
-
-def _texts(context: RunContext) -> Iterator[str]:
-    """What a vocabulary is learnt of beside ids: texts of train interactions."""
-    dataset, column = context.dataset, context.settings.elmrec.explanation_column
-    if column in dataset.interactions.column_names:
-        chosen = np.flatnonzero(dataset.labels == SPLITS.index(TRAIN))
-        yield from filter(None, dataset.interactions[column].take(pa.array(chosen)).to_pylist())
 
 
 def _job(context: RunContext, placement: Placement) -> ELMRecJob:
@@ -156,6 +137,7 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     tasks, prompts = found_material.tasks, found_material.prompts
     name = LEAKY if settings.leaks else ELMREC
     asked = {task: tasks.asked(task, TEST) for task in settings.tasks}
+    ease = Ease(context.dataset.matrix(TRAIN), EaseSettings(reg=settings.ease_reg))
     shown: dict[str, Any] = {}
     for task, rows in asked.items():
         if not rows:
@@ -168,7 +150,7 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
             figures = _explained(prompts, rows, found["tokens"], output)
             shown[task] = {"texts": len(rows), "rows": {name: figures}}
             continue
-        lists = {name: found["items"], **_baselines(context, task, rows)}
+        lists = {name: found["items"], **_baselines(context, ease, task, rows)}
         if task == SEQUENTIAL:
             write_table(output / RECOMMENDATIONS_FILE, _as_table(context, rows, found["items"]))
         targets = [row.item for row in rows]
@@ -197,11 +179,12 @@ def _explained(
     return text_metrics(written, references)
 
 
-def _baselines(context: RunContext, task: str, rows: list[Row]) -> dict[str, np.ndarray]:
+def _baselines(
+    context: RunContext, ease: Ease, task: str, rows: list[Row]
+) -> dict[str, np.ndarray]:
     """Popularity and EASE on the same users; the sequential EASE weighs recent items more."""
     settings, dataset = context.settings.elmrec, context.dataset
-    train = dataset.matrix(TRAIN)
-    ease = Ease(train, EaseSettings(reg=settings.ease_reg))
+    train = ease.train
     users = np.array([row.user for row in rows])
     lists: dict[str, list[np.ndarray]] = {POPULARITY: [], EASE: []}
     histories = dataset.histories(TRAIN, VALID)

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
 from raysys.assets import model_path
@@ -19,15 +21,16 @@ from raysys.graph.bipartite import bipartite_graph
 from raysys.models.align import fast_bfloat16
 from raysys.models.elmrec import ELMRec, GraphWords, TaskBatch
 from raysys.models.parameters import load_parameters, parameters_of
-from raysys.schema import VALID
+from raysys.schema import SPLITS, TRAIN, VALID
 from raysys.store import fingerprint, read_arrays, read_json, write_arrays, write_json
 from raysys.text.engine import tokenizer_of
-from raysys.text.id_prompts import IdPrompts, chunks
+from raysys.text.id_prompts import IdPrompts, chunks, id_numbers
+from raysys.text.small_seq2seq import write_small_model
 from raysys.training.elmrec_settings import ELMRecSettings, ELMRecTrainSettings
-from raysys.training.elmrec_tasks import Edges, Tasks, prompts_of
+from raysys.training.elmrec_tasks import Edges, Tasks, prompts_of, write_candidates
 from raysys.training.epochs import EpochTraining
 from raysys.training.loop import mixed_seed
-from raysys.training.ray_train import Placement, Worker, fit
+from raysys.training.ray_train import Placement, Worker, fit, run_epochs
 from raysys.training.workers import Workers
 
 #: Folder of the small language model, where none is named; and the numbers in id words.
@@ -55,6 +58,32 @@ class ELMRecJob:
         """The same only for the same job, so that no other job's checkpoint is used."""
         values = {"inputs": str(self.inputs), "settings": self.settings.model_dump(mode="json")}
         return f"elmrec-{fingerprint(values)[:16]}"
+
+
+def write_inputs(settings: ELMRecSettings, dataset: Dataset, folder: Path) -> dict[str, int]:
+    """Write numbers, candidates and, where no model is named, a small one into `folder`.
+
+    Returns:
+        candidates by split.
+
+    Raises:
+        UserError: see `write_candidates`.
+    """
+    users, items = id_numbers(dataset, settings.numbering, settings.seed)
+    write_arrays(folder / NUMBERS_FILE, {"users": users, "items": items})
+    if settings.model is None:
+        words = [f"user_{n}" for n in users.tolist()] + [f"item_{n}" for n in items.tolist()]
+        texts = [*words, *_train_texts(dataset, settings.explanation_column)]
+        write_small_model(folder / LANGUAGE_MODEL, settings.small, texts, settings.train.seed)
+    return write_candidates(settings, dataset, folder)
+
+
+def _train_texts(dataset: Dataset, column: str) -> list[str]:
+    """What a vocabulary is learnt of beside ids."""
+    if column not in dataset.interactions.column_names:
+        return []
+    train = pa.array(np.flatnonzero(dataset.labels == SPLITS.index(TRAIN)))
+    return [text for text in dataset.interactions[column].take(train).to_pylist() if text]
 
 
 @dataclass(frozen=True)
@@ -224,15 +253,7 @@ def _train(job: ELMRecJob, worker: Worker) -> dict[str, Any] | None:
     """What each worker runs."""
     built = build(job, worker.device)
     training = ELMRecTraining(built, job.settings, worker.workers)
-    worker.resume(training)
-    report = worker.reporter()
-
-    def after_step(training: ELMRecTraining) -> None:
-        due = training.finished or training.done % job.settings.train.checkpoint_every == 0
-        report(training, training.done, training.loss, due)
-
-    training.run(after_step)
-    training.restore_best()
+    run_epochs(training, worker)
     if not worker.workers.first:
         return None
     save(built, job, worker.output)

@@ -249,11 +249,11 @@ class Tasks:
             )
         found: dict[str, list[Row]] = {split: [] for split in SPLITS}
         texts = dataset.interactions[column].to_pylist()
-        taught = self._taught.astype(bool)
+        taught = np.asarray(self._taught[dataset.user_rows, dataset.item_rows]).ravel() > 0
         for place, text in enumerate(texts):
             user, item = int(dataset.user_rows[place]), int(dataset.item_rows[place])
             split = SPLITS[dataset.labels[place]]
-            allowed = split != TRAIN or bool(taught[user, item])
+            allowed = split != TRAIN or taught[place]
             if text and text.strip() and dataset.opinions[place] == LIKED and allowed:
                 tokens = self._prompts.explanation(text, self._settings.explanation_tokens)
                 found[split].append(Row(user, np.empty(0, np.int64), item, tokens))

@@ -23,6 +23,7 @@ from raysys.cluster import cores_per
 from raysys.errors import UserError
 from raysys.observe import progress
 from raysys.store import read_json, write_json
+from raysys.training.epochs import EpochTraining
 from raysys.training.workers import Workers, joined_workers
 
 #: The last file that a training writes: it says that the rest is there.
@@ -116,6 +117,19 @@ class Reporter:
                 ray.train.report(metrics)
                 return
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def run_epochs(training: EpochTraining, worker: Worker) -> None:
+    """Train from the newest checkpoint to the end; the model is then that of the best epoch."""
+    worker.resume(training)
+    report = worker.reporter()
+
+    def after_step(training: EpochTraining) -> None:
+        due = training.finished or training.done % training.settings.checkpoint_every == 0
+        report(training, training.done, training.loss, due)
+
+    training.run(after_step)
+    training.restore_best()
 
 
 def fit(

@@ -23,7 +23,7 @@ from raysys.schema import TRAIN, VALID
 from raysys.store import fingerprint, read_json, write_json
 from raysys.text.engine import model_identity, tokenizer_of
 from raysys.training.language_models import YesNoTraining, steps_of_epoch
-from raysys.training.ray_train import Placement, Worker, fit
+from raysys.training.ray_train import Placement, Worker, fit, run_epochs
 from raysys.training.yes_no_examples import YesNoSettings, read_questions
 
 ADAPTER_FOLDER = "adapter"
@@ -87,16 +87,7 @@ def _finetune(job: FinetuneJob, worker: Worker) -> dict[str, Any] | None:
         settings.max_tokens,
         worker.workers,
     )
-    worker.resume(training)
-    report = worker.reporter()
-
-    def after_step(training: YesNoTraining) -> None:
-        done = training.epoch * training.steps + training.step
-        due = training.finished or done % settings.finetune.checkpoint_every == 0
-        report(training, done, training.loss, due)
-
-    training.run(after_step)
-    training.restore_best()
+    run_epochs(training, worker)
     # Sharded adapters are gathered by all workers together.
     arrays = parameters_of(model)
     if not worker.workers.first:

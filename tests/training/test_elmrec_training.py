@@ -15,9 +15,7 @@ from raysys.errors import UserError
 from raysys.models.elmrec import NO_LABEL
 from raysys.models.parameters import parameters_of
 from raysys.settings import parse_settings
-from raysys.store import read_table, write_arrays, write_table
-from raysys.text.id_prompts import id_numbers
-from raysys.text.small_seq2seq import write_small_model
+from raysys.store import read_table, write_table
 from raysys.training.elmrec import (
     LANGUAGE_MODEL,
     NUMBERS_FILE,
@@ -28,6 +26,7 @@ from raysys.training.elmrec import (
     load,
     material,
     save,
+    write_inputs,
 )
 from raysys.training.elmrec_answers import Asked
 from raysys.training.elmrec_settings import ELMRecSettings
@@ -67,13 +66,9 @@ def folder(tmp_path_factory) -> Path:
     texts = [f"good number {n}" if n % 3 else None for n in range(table.num_rows)]
     write_table(path, table.append_column("review", pa.array(texts, pa.string())))
     dataset, settings = Dataset.load(folder / "data"), settings_of()
-    users, items = id_numbers(dataset, "train_order", 0)
     inputs = folder / "inputs"
     inputs.mkdir()
-    write_arrays(inputs / NUMBERS_FILE, {"users": users, "items": items})
-    words = [f"user_{n}" for n in users] + [f"item_{n}" for n in items] + ["good number 12345"]
-    write_small_model(inputs / LANGUAGE_MODEL, settings.small, words, seed=0)
-    assert write_candidates(settings, dataset, inputs) == {"valid": 12, "test": 12}
+    assert write_inputs(settings, dataset, inputs) == {"valid": 12, "test": 12}
     return folder
 
 
