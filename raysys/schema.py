@@ -88,6 +88,15 @@ CANDIDATE_SCHEMA = pa.schema(
     [QUESTION_SCHEMA.field(name) for name in (USER_ID, SPLIT, ITEM_ID, TARGET)]
 )
 
+#: Crowd contextual prompts as tokens, users and items among them, with the kind of each.
+FAMILY, TOKENS = "family", "tokens"
+PROMPT_SCHEMA = pa.schema(
+    [
+        pa.field(FAMILY, pa.string(), nullable=False),
+        pa.field(TOKENS, pa.list_(pa.int64()), nullable=False),
+    ]
+)
+
 #: Rows that failed, kept with the reason: n_in = n_ok + n_dead_letter.
 DEAD_LETTER_SCHEMA = pa.schema(
     [

@@ -25,7 +25,7 @@ from raysys.schema import SPLITS, TRAIN, VALID
 from raysys.store import fingerprint, read_arrays, read_json, write_arrays, write_json
 from raysys.text.engine import tokenizer_of
 from raysys.text.id_prompts import IdPrompts, chunks, id_numbers
-from raysys.text.small_seq2seq import write_small_model
+from raysys.text.small_models import write_small_seq2seq
 from raysys.training.elmrec_settings import ELMRecSettings, ELMRecTrainSettings
 from raysys.training.elmrec_tasks import Edges, Tasks, prompts_of, write_candidates
 from raysys.training.epochs import EpochTraining
@@ -74,7 +74,7 @@ def write_inputs(settings: ELMRecSettings, dataset: Dataset, folder: Path) -> di
     if settings.model is None:
         words = [f"user_{n}" for n in users.tolist()] + [f"item_{n}" for n in items.tolist()]
         texts = [*words, *_train_texts(dataset, settings.explanation_column)]
-        write_small_model(folder / LANGUAGE_MODEL, settings.small, texts, settings.train.seed)
+        write_small_seq2seq(folder / LANGUAGE_MODEL, settings.small, texts, settings.train.seed)
     return write_candidates(settings, dataset, folder)
 
 

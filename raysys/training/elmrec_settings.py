@@ -11,7 +11,7 @@ from raysys.models.elmrec import WordSettings
 from raysys.schema import TRAIN
 from raysys.settings import Settings
 from raysys.text.id_prompts import Numbering
-from raysys.text.small_seq2seq import SmallSettings
+from raysys.text.small_models import SmallSettings
 from raysys.training.epochs import LoopSettings
 
 Task = Literal["direct", "sequential", "explanation"]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
+from torch.distributed.tensor import DTensor
 
 from raysys.errors import UserError
 from raysys.models.parameters import (
@@ -83,7 +84,10 @@ class EpochTraining(ABC):
         self.device = next(model.parameters()).device
         self._parameters = list(trained(model).values())
         self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+            # A group is updated at once, which parts of sharded and of whole parameters cannot be.
+            [{"params": group} for group in self._groups()],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
         )
         self._losses = torch.zeros(2, dtype=torch.float64)
         self._best = parameters_of(model)
@@ -105,11 +109,6 @@ class EpochTraining(ABC):
     @abstractmethod
     def validate(self) -> float | None:
         """The watched figure, the same on every worker; None where there is nothing to validate."""
-
-    @property
-    def sharded(self) -> bool:
-        """Whether the layers bring their gradients together themselves."""
-        return False
 
     @property
     def finished(self) -> bool:
@@ -136,9 +135,10 @@ class EpochTraining(ABC):
         self._optimizer.zero_grad(set_to_none=True)
         self.model.train()
         total, weight = self.backward()
-        if not self.sharded:
-            self.workers.add_up_gradients(self._parameters)
-        torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
+        for parameters in self._groups():
+            if not isinstance(parameters[0], DTensor):
+                self.workers.add_up_gradients(parameters)
+        self._shorten_gradients()
         self._optimizer.step()
         self.workers.add_up(total)
         if not math.isfinite(float(total)):
@@ -194,6 +194,28 @@ class EpochTraining(ABC):
         self._losses = torch.tensor(state.pop("losses"), dtype=torch.float64)
         for name, value in state.items():
             setattr(self, name, value)
+
+    def _groups(self) -> list[list[torch.nn.Parameter]]:
+        """Whole parameters, and sharded ones, whose layers add up their gradients themselves."""
+        groups: dict[bool, list[torch.nn.Parameter]] = {}
+        for parameter in self._parameters:
+            groups.setdefault(isinstance(parameter, DTensor), []).append(parameter)
+        return list(groups.values())
+
+    def _shorten_gradients(self) -> None:
+        """Scale all gradients together, so that their norm is at most `clip`."""
+        groups = self._groups()
+        if len(groups) == 1:
+            torch.nn.utils.clip_grad_norm_(groups[0], self.settings.clip)
+            return
+        norms = []
+        for group in groups:
+            gradients = [one.grad for one in group if one.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        total = torch.stack(norms).norm()
+        for group in groups:
+            torch.nn.utils.clip_grads_with_norm_(group, self.settings.clip, total)
 
     def _end_epoch(self) -> None:
         self.epoch, self.step = self.epoch + 1, 0

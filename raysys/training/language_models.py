@@ -21,6 +21,7 @@ from raysys.models.lora import LoraSettings, body_and_head, token_losses
 from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer, pack
 from raysys.training.epochs import EpochTraining, LoopSettings
 from raysys.training.loop import mixed_seed
+from raysys.training.sharding import shard_layers
 from raysys.training.workers import Workers
 
 
@@ -99,7 +100,7 @@ class YesNoTraining(EpochTraining):
             # The frozen embeddings would cut the graph between the checkpoints.
             model.enable_input_require_grads()
         if settings.sharding == "fsdp":
-            _shard(self._body)
+            shard_layers(self._body)
         super().__init__(model, settings, workers)
 
     @property
@@ -108,8 +109,7 @@ class YesNoTraining(EpochTraining):
         return steps_of_epoch(self._questions, self.settings.batch_size)
 
     @property
-    def sharded(self) -> bool:
-        """Whether the layers bring their gradients together themselves."""
+    def _sharded(self) -> bool:
         return self.settings.sharding != "none"
 
     def backward(self) -> tuple[torch.Tensor, float]:
@@ -152,7 +152,7 @@ class YesNoTraining(EpochTraining):
         number, count = (
             (self.workers.number, self.workers.count)
             # Sharded layers are gathered by all workers together.
-            if not self.sharded
+            if not self._sharded
             else (0, 1)
         )
         self.model.eval()
@@ -168,7 +168,7 @@ class YesNoTraining(EpochTraining):
     def _mine(self, passes: list[list[Question]]) -> list[tuple[int, list[Question]]]:
         """This worker's passes with their numbers; with sharding as many on every worker."""
         mine = list(enumerate(passes))[self.workers.number :: self.workers.count]
-        if self.sharded:
+        if self._sharded:
             most = math.ceil(len(passes) / self.workers.count)
             mine += [(len(passes), [])] * (most - len(mine))
         return mine
@@ -202,14 +202,3 @@ def steps_of_epoch(questions: Sequence[Question], batch_size: int) -> int:
 
 def _questions_of_step(questions: Sequence[Question], batch_size: int) -> int:
     return max(1, batch_size // len(questions[0].candidates))
-
-
-def _shard(body: Any) -> None:
-    """Split every layer over all workers; gradients are summed, not averaged."""
-    from torch.distributed.fsdp import fully_shard
-
-    for layer in body.layers:
-        sharded = fully_shard(layer)
-        sharded.set_gradient_divide_factor(1.0)
-        # A plain sum; the default scales on the way, which gloo cannot.
-        sharded.set_force_sum_reduction_for_comms(True)

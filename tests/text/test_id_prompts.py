@@ -13,7 +13,7 @@ from raysys.models.elmrec import NO_LABEL
 from raysys.store import read_table, write_table
 from raysys.text.engine import tokenizer_of
 from raysys.text.id_prompts import IdPrompts, Row, id_numbers, load_templates
-from raysys.text.small_seq2seq import SmallSettings, write_small_model
+from raysys.text.small_models import SmallSettings, write_small_seq2seq
 
 NUMBERS = np.arange(1, 13), np.arange(1, 31)
 SMALL = SmallSettings(width=16, layers=1, heads=2, inner=16, vocabulary=320)
@@ -23,7 +23,7 @@ SMALL = SmallSettings(width=16, layers=1, heads=2, inner=16, vocabulary=320)
 def tokenizer(tmp_path_factory):
     folder = Path(tmp_path_factory.mktemp("small"))
     words = [f"user_{n}" for n in NUMBERS[0]] + [f"item_{n}" for n in NUMBERS[1]]
-    write_small_model(folder, SMALL, words, seed=0)
+    write_small_seq2seq(folder, SMALL, words, seed=0)
     return tokenizer_of(str(folder), None)
 
 

@@ -1,0 +1,420 @@
+"""Build the graph-attentive language model, train its steps on Ray Train, save and load it.
+
+"LLM-Enhanced User-Item Interactions", sections 3.2 to 3.4.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysys.assets import model_path
+from raysys.data.candidates import drawn_users
+from raysys.data.dataset import Dataset
+from raysys.errors import UserError
+from raysys.evaluation.protocols import all_rank
+from raysys.graph.relations import Relations
+from raysys.models.align import fast_bfloat16
+from raysys.models.graph_lm import GraphLM, as_batch
+from raysys.models.lora import body_and_head, with_lora
+from raysys.models.parameters import load_parameters, parameters_of
+from raysys.schema import FAMILY, PROMPT_SCHEMA, TOKENS, TRAIN, VALID
+from raysys.store import (
+    fingerprint,
+    read_arrays,
+    read_json,
+    read_table,
+    write_arrays,
+    write_json,
+    write_table,
+)
+from raysys.text.crowd_prompts import (
+    GraphPrompts,
+    load_graph_templates,
+    requests,
+    write_crowd_prompts,
+)
+from raysys.text.engine import tokenizer_of
+from raysys.text.small_models import write_small_causal
+from raysys.training.epochs import EpochTraining
+from raysys.training.graph_lm_lessons import (
+    Crowd,
+    Interactions,
+    Lesson,
+    Lessons,
+    Predict,
+    question,
+)
+from raysys.training.graph_lm_settings import (
+    CROWD,
+    INTERACTIONS,
+    GraphLMSettings,
+    PredictStep,
+)
+from raysys.training.loop import mixed_seed
+from raysys.training.ray_train import Placement, Worker, fit, run_epochs
+from raysys.training.sharding import shard_layers
+from raysys.training.workers import Workers
+
+#: Folder of the small language model, where none is named; and the crowd contextual prompts.
+LANGUAGE_MODEL, PROMPTS_FILE = "language_model", "prompts.parquet"
+#: What a trained model is: parameters, and what they fit.
+PARAMETERS_FILE, ABOUT_FILE = "graph_lm.safetensors", "graph_lm.json"
+#: Prompts that are scored together.
+_SCORED = 64
+
+
+@dataclass(frozen=True)
+class GraphLMJob:
+    """What to train, as paths and settings.
+
+    Attributes:
+        dataset: data set folder.
+        inputs: folder with the prompts and, where none is named, the language model.
+        step: which of `GraphLMSettings.steps`.
+        start: folder of the step before; none: the language model as it is.
+    """
+
+    dataset: Path
+    inputs: Path
+    settings: GraphLMSettings
+    step: str
+    start: Path | None
+    placement: Placement
+
+    def name(self) -> str:
+        """The same only for the same job, so that no other job's checkpoint is used."""
+        values = {
+            "inputs": str(self.inputs),
+            "start": str(self.start),
+            "settings": self.settings.model_dump(mode="json"),
+        }
+        return f"graph-lm-{self.step}-{fingerprint(values)[:16]}"
+
+    @property
+    def source(self) -> str:
+        """Name or path of the language model."""
+        return self.settings.model or str(self.inputs / LANGUAGE_MODEL)
+
+
+def write_inputs(settings: GraphLMSettings, dataset: Dataset, folder: Path) -> dict[str, int]:
+    """Write the prompts of step 1 and, where no model is named, a small one into `folder`.
+
+    Returns:
+        prompts by kind.
+
+    Raises:
+        UserError: a column of the settings is not there, or the model is of another kind.
+    """
+    templates = load_graph_templates(settings.templates)
+    if settings.model is None:
+        texts = [
+            *templates.model_dump(exclude={"version"}).values(),
+            *requests(settings.crowd_prompts, dataset)["text"].to_pylist(),
+        ]
+        write_small_causal(
+            folder / LANGUAGE_MODEL, settings.small, texts, settings.seed, settings.max_tokens
+        )
+    source = settings.model or str(folder / LANGUAGE_MODEL)
+    check_context(settings, source)
+    if CROWD in settings.steps:
+        prompts = write_crowd_prompts(
+            settings.crowd_prompts,
+            dataset,
+            (source, settings.revision),
+            words_of(source, settings.revision),
+            templates,
+            settings.max_tokens,
+        )
+    else:
+        prompts = PROMPT_SCHEMA.empty_table()
+    write_table(folder / PROMPTS_FILE, prompts)
+    kinds, counts = np.unique(prompts[FAMILY].to_pylist(), return_counts=True)
+    return dict(zip(kinds.tolist(), counts.tolist(), strict=True))
+
+
+def _config(source: str, revision: str | None) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(model_path(source), revision=revision)
+
+
+def words_of(source: str, revision: str | None) -> int:
+    """V: rows of a language model's embeddings."""
+    return int(_config(source, revision).vocab_size)
+
+
+def check_context(settings: GraphLMSettings, source: str) -> None:
+    """Refuse prompts that are longer than what the model was made for, and other kinds of models.
+
+    Raises:
+        UserError: see above.
+    """
+    config = _config(source, settings.revision)
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"graph_lm.model: '{source}' is an encoder-decoder; a causal model is needed, such as "
+            "openai-community/gpt2, or leave it out for a small one."
+        )
+    most = getattr(config, "max_position_embeddings", None)
+    if most is not None and settings.max_tokens > most:
+        raise UserError(
+            f"graph_lm.max_tokens {settings.max_tokens} is more than the {most} positions of "
+            f"'{source}': lower it."
+        )
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the model learns from and is asked with."""
+
+    dataset: Dataset
+    relations: Relations
+    writer: GraphPrompts
+
+
+@dataclass(frozen=True)
+class Built(Material):
+    """The same with a model."""
+
+    model: GraphLM
+
+
+def material(job: GraphLMJob) -> Material:
+    """Data set, graph and prompt writer of a job.
+
+    Raises:
+        UserError: prompts do not fit into `max_tokens`.
+    """
+    settings, dataset = job.settings, Dataset.load(job.dataset)
+    writer = GraphPrompts(
+        tokenizer_of(job.source, settings.revision),
+        words_of(job.source, settings.revision),
+        len(dataset.user_ids),
+        load_graph_templates(settings.templates),
+        settings.max_tokens,
+    )
+    return Material(dataset, Relations(dataset.matrix(TRAIN), settings.relations), writer)
+
+
+def lessons_of(job: GraphLMJob, found: Material) -> Lessons:
+    """What the job's step learns.
+
+    Raises:
+        UserError: there is nothing to learn.
+    """
+    settings = job.settings.step(job.step)
+    if job.step == CROWD:
+        table = read_table(job.inputs / PROMPTS_FILE, PROMPT_SCHEMA.names)
+        prompts = [np.array(one, np.int64) for one in table[TOKENS].to_pylist()]
+        return Crowd(settings, prompts, found.writer, found.relations)
+    if job.step == INTERACTIONS:
+        return Interactions(settings, found.dataset, found.writer, found.relations)
+    assert isinstance(settings, PredictStep)
+    return Predict(settings, found.dataset, found.writer, found.relations)
+
+
+def build(job: GraphLMJob, device: torch.device, trained: Path | None = None) -> Built:
+    """The model as it starts, or with the parameters of a folder.
+
+    Raises:
+        UserError: the folder's model was trained on other users or items, or does not fit.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings, found = job.settings, material(job)
+    language_model: Any = AutoModelForCausalLM.from_pretrained(
+        model_path(job.source),
+        revision=settings.revision,
+        dtype=torch.float32,
+        attn_implementation=settings.attention,
+    )
+    if settings.lora is not None:
+        language_model = with_lora(language_model, settings.lora, settings.seed)
+    users, items = found.dataset.shape
+    generator = torch.Generator().manual_seed(settings.seed)
+    model = GraphLM(language_model, users, items, settings.softmax, generator)
+    if trained is not None:
+        about = read_json(trained / ABOUT_FILE)
+        if about["dataset"] != found.dataset.identity():
+            raise UserError(
+                f"{trained} was trained on other users or items than {job.dataset} has: train it "
+                "again."
+            )
+        load_parameters(model, read_arrays(trained / PARAMETERS_FILE), trained / PARAMETERS_FILE)
+    return Built(found.dataset, found.relations, found.writer, model.to(device).eval())
+
+
+@torch.inference_mode()
+def history_scores(built: Built, users: np.ndarray) -> np.ndarray:
+    """Scores of all items for some users, by their train history, (b, I) float32."""
+    model, histories = built.model, built.dataset.histories(TRAIN)
+    device = model.items.device
+    model.eval()
+    found = np.empty((len(users), len(model.items)), np.float32)
+    lengths = np.array([len(histories[user]) for user in users])
+    order = np.argsort(lengths, kind="stable")
+    for start in range(0, len(users), _SCORED):
+        part = order[start : start + _SCORED]
+        prompts = [question(built.writer, int(users[one]), histories[users[one]]) for one in part]
+        batch = as_batch(prompts, built.writer.words, built.relations.of_history)
+        with torch.autocast(device.type, torch.bfloat16, enabled=_fast(device)):
+            found[part] = model.scores(batch.to(device)).cpu().numpy()
+    return found
+
+
+def _fast(device: torch.device) -> bool:
+    return device.type == "cuda" or fast_bfloat16()
+
+
+class GraphLMTraining(EpochTraining):
+    """One step's training; the watched figure is Recall@20 on validation, none for step 1.
+
+    Args:
+        built: the model, on its device.
+        lessons: see `lessons_of`.
+        step: which of the three.
+    """
+
+    watched = "recall@20"
+    section = "graph_lm"
+
+    def __init__(
+        self,
+        built: Built,
+        lessons: Lessons,
+        settings: GraphLMSettings,
+        step: str,
+        workers: Workers | None = None,
+    ) -> None:
+        self._built, self._lessons, self._all, self._step = built, lessons, settings, step
+        self._sharded = settings.sharding != "none"
+        self._content: torch.Tensor | None = None
+        weight = settings.interactions.content_weight
+        if step == INTERACTIONS and CROWD in settings.steps and weight:
+            tables = torch.cat([built.model.users, built.model.items])
+            self._content = tables.detach().clone()
+        body, _ = body_and_head(built.model.language_model)
+        if settings.gradient_checkpointing:
+            body.gradient_checkpointing_enable({"use_reentrant": False})
+        if self._sharded:
+            shard_layers(body)
+        super().__init__(built.model, settings.step(step), workers)
+        self._ahead: tuple[tuple[int, int], Future[Lesson | None]] | None = None
+        self._pool = ThreadPoolExecutor(1)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return self._lessons.steps
+
+    def backward(self) -> tuple[torch.Tensor, float]:
+        """Gradients of this worker's prompts; its share of the mean loss."""
+        lesson, counted = self._lesson(), 1.0
+        if lesson is None and self._sharded:
+            # Sharded layers are gathered by all workers together.
+            lesson, counted = self._lessons.batch(self.epoch, self.step, 0, self.workers.count), 0.0
+        share = torch.zeros((), dtype=torch.float64, device=self.device)
+        seed = (self.settings.seed, self.epoch, self.step, self.workers.number)
+        torch.manual_seed(mixed_seed(*seed))
+        if lesson is not None:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=_fast(self.device)):
+                loss = counted * lesson.loss(self.model, self.device)
+            if self._content is not None:
+                loss = loss + counted * self._held(lesson)
+            loss.backward()  # type: ignore[no-untyped-call]
+            share += loss.detach()
+        return share, 1.0
+
+    def _held(self, lesson: Lesson) -> torch.Tensor:
+        """This worker's share of λ ‖e - e_content‖², a sum over users and items in the prompts."""
+        tokens, words = lesson.batch.tokens, self._built.writer.words
+        nodes = (tokens[tokens >= words] - words).to(self.device)
+        found: torch.Tensor = self.model.distance(nodes, self._content)
+        return self._all.interactions.content_weight * found / lesson.total
+
+    def _lesson(self) -> Lesson | None:
+        """This step's prompts; the next step's are written while this one is learnt."""
+        place = (self.epoch, self.step)
+        if self._ahead is not None and self._ahead[0] == place:
+            found = self._ahead[1].result()
+        else:
+            found = self._write(place)
+        after = (self.epoch, self.step + 1)
+        if after[1] == self.steps:
+            after = (self.epoch + 1, 0)
+        self._ahead = (after, self._pool.submit(self._write, after))
+        return found
+
+    def _write(self, place: tuple[int, int]) -> Lesson | None:
+        return self._lessons.batch(*place, self.workers.number, self.workers.count)
+
+    def validate(self) -> float | None:
+        """Recall@20, each worker measuring its share of the users."""
+        if self._step == CROWD:
+            return None
+        dataset = self._built.dataset
+        relevant = dataset.matrix(VALID)
+        users = np.flatnonzero(np.diff(relevant.indptr))
+        if not len(users):
+            return None
+        users = users[drawn_users(len(users), self._all.valid_users, self._all.seed)]
+        number, count = (0, 1) if self._sharded else (self.workers.number, self.workers.count)
+        kept = np.zeros(relevant.shape[0], np.float32)
+        kept[users[number::count]] = 1
+        mine = relevant.multiply(kept[:, None]).tocsr()
+        mine.eliminate_zeros()
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        if mine.nnz:
+            mask = dataset.matrix(TRAIN, opinion=None)
+            found = all_rank(partial(history_scores, self._built), mask, mine, (20,))
+            recalls = found.per_user["recall@20"]
+            sums += torch.tensor([recalls.sum(), len(recalls)], device=self.device)
+        if count > 1:
+            self.workers.add_up(sums)
+        return float(sums[0] / sums[1]) if sums[1] else None
+
+
+def train_graph_lm(job: GraphLMJob, output: Path) -> dict[str, Any]:
+    """Train one step on the connected Ray cluster; the best epoch's model is in `output`.
+
+    Returns:
+        epochs, best_epoch, best (validation Recall@20, none for step 1), history.
+
+    Raises:
+        UserError: settings or data do not fit, or training diverged.
+    """
+    settings = job.settings.step(job.step)
+    return fit(
+        partial(_train, job),
+        output.resolve(),
+        job.name(),
+        job.placement,
+        steps=settings.epochs * lessons_of(job, material(job)).steps,
+        max_failures=settings.max_failures,
+    )
+
+
+def _train(job: GraphLMJob, worker: Worker) -> dict[str, Any] | None:
+    """What each worker runs."""
+    built = build(job, worker.device, job.start)
+    lessons = lessons_of(job, built)
+    training = GraphLMTraining(built, lessons, job.settings, job.step, worker.workers)
+    run_epochs(training, worker)
+    arrays = parameters_of(built.model)  # With sharding all workers must ask.
+    if not worker.workers.first:
+        return None
+    write_arrays(worker.output / PARAMETERS_FILE, arrays)
+    write_json(worker.output / ABOUT_FILE, {"dataset": built.dataset.identity()})
+    return {
+        "epochs": training.epoch,
+        "best_epoch": training.best_epoch,
+        "best": training.best,
+        "history": training.history,
+    }
