@@ -289,6 +289,17 @@ def train_elmrec(config: Config, overrides: Overrides = None, as_json: Json = Fa
     _run_stages(config, overrides, ("data", *ELMREC), None, None, as_json)
 
 
+@train_app.command("graph-lm")
+def train_graph_lm(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Train the graph-attentive language model, measure it, and write lists for all users."""
+    from raysys.settings import load_settings
+    from raysys.stages.context import RunSettings
+    from raysys.stages.graph_lm import stages_of
+
+    stages = stages_of(load_settings(RunSettings, config, overrides or []).graph_lm)
+    _run_stages(config, overrides, ("data", *stages), None, None, as_json)
+
+
 @finetune_app.command("yes-no")
 def finetune_yes_no(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Fine-tune LLM-TRSR's yes/no recommender, and measure it on sampled candidates."""

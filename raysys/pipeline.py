@@ -10,6 +10,7 @@ from raysys.stages import (
     elmrec,
     embed,
     evaluate,
+    graph_lm,
     profiles,
     recommend,
     report,
@@ -40,13 +41,19 @@ STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
     elmrec.INPUTS: elmrec.run_inputs,
     elmrec.MODEL: elmrec.run_model,
     elmrec.EVALUATION: elmrec.run_evaluation,
+    graph_lm.INPUTS: graph_lm.run_inputs,
+    **graph_lm.STEPS,
+    graph_lm.EVALUATION: graph_lm.run_evaluation,
+    graph_lm.LISTS: graph_lm.run_lists,
 }
 #: What `raysys finetune yes-no` runs, after the summaries if it shows them.
 YES_NO = (yes_no.EXAMPLES, yes_no.MODEL, yes_no.EVALUATION)
 #: What `raysys train elmrec` runs.
 ELMREC = (elmrec.INPUTS, elmrec.MODEL, elmrec.EVALUATION)
+#: What `raysys train graph-lm` runs, less the steps that its settings leave out.
+GRAPH_LM = (graph_lm.INPUTS, *graph_lm.STEPS, graph_lm.EVALUATION, graph_lm.LISTS)
 #: Stages that are run when they are named, and not as part of a whole run.
-ON_DEMAND = ("summaries", rerank.RERANK, rerank.EXPLAIN, *YES_NO, *ELMREC)
+ON_DEMAND = ("summaries", rerank.RERANK, rerank.EXPLAIN, *YES_NO, *ELMREC, *GRAPH_LM)
 
 
 @dataclass(frozen=True)

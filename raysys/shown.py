@@ -56,6 +56,13 @@ def told(out: Path, outcomes: Mapping[str, StageOutcome]) -> tuple[dict[str, Any
             lines += ["", f"{task}, {asked} {'users' if 'users' in found else 'texts'}:"]
             lines += map(metrics_line, found["rows"].items())
         lines += [f"All of it: {out / 'elmrec_evaluation' / 'metrics.json'}"]
+    if "graph_lm_evaluation" in outcomes:
+        folder = out / "graph_lm_evaluation"
+        value["graph_lm"] = read_json(folder / "metrics.json")
+        lines += ["", f"{value['graph_lm']['users']} test users:"]
+        lines += map(metrics_line, value["graph_lm"]["rows"].items())
+        lines += [f"All of it: {folder / 'metrics.json'}, {folder / 'training.png'}"]
+        lines += [f"Lists:     {out / 'graph_lm_lists' / 'recommendations.parquet'}"]
     return value, lines
 
 

@@ -3,6 +3,7 @@
 Definitions (binary relevance; r = rank from 1, rel = number of relevant items of the user):
 
     recall@k    = hits in the first k / rel                       (RLMRec: not min(k, rel))
+    capped_recall@k = hits in the first k / min(k, rel)
     precision@k = hits in the first k / k
     hr@k        = 1 where the first k hold a hit, else 0
     mrr@k       = 1 / rank of the first hit, 0 where that rank is beyond k
@@ -67,7 +68,7 @@ def hit_matrix(items: np.ndarray, relevant: csr_matrix, users: np.ndarray) -> np
 def ranking_metrics(
     hits: np.ndarray, relevant: np.ndarray, ks: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Recall, NDCG, hit rate, reciprocal rank, precision and MAP of every user.
+    """Recall, NDCG, hit rate, reciprocal rank, precision and MAP of every user; see the module.
 
     Args:
         hits: (n, K) bool, whether the item at each rank is relevant; False beyond
@@ -94,6 +95,7 @@ def ranking_metrics(
     result: dict[str, np.ndarray] = {}
     for k in dict.fromkeys(ks):
         result[f"recall@{k}"] = found[:, k - 1] / relevant
+        result[f"capped_recall@{k}"] = found[:, k - 1] / np.minimum(relevant, k)
         result[f"ndcg@{k}"] = gain[:, k - 1] / ideal[np.minimum(relevant, k) - 1]
         result[f"hr@{k}"] = (first <= k).astype(np.float64)
         result[f"mrr@{k}"] = np.divide(1.0, first, out=np.zeros(users), where=first <= k)

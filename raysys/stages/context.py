@@ -23,6 +23,7 @@ from raysys.text.profiles import ProfileSettings
 from raysys.text.rerank import RerankSettings
 from raysys.text.summaries import SummarySettings
 from raysys.training.elmrec_settings import ELMRecSettings
+from raysys.training.graph_lm_settings import GraphLMSettings
 from raysys.training.loop import TrainSettings
 from raysys.training.yes_no_examples import YesNoSettings
 
@@ -115,6 +116,8 @@ class RunSettings(Settings):
     """The yes/no recommender, by `raysys finetune yes-no`."""
     elmrec: ELMRecSettings = ELMRecSettings()
     """ELMRec, by `raysys train elmrec`."""
+    graph_lm: GraphLMSettings = GraphLMSettings()
+    """The graph-attentive language model, by `raysys train graph-lm`."""
     evaluate: EvaluateSettings = EvaluateSettings()
     """Measurement."""
     recommend: RecommendSettings = RecommendSettings()

@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 from scipy.sparse import csr_matrix, issparse
 
-from raysys.cluster import preflight
 from raysys.evaluation.candidates import hit_metrics
 from raysys.evaluation.metrics import intervals
 from raysys.evaluation.texts import text_metrics
@@ -21,17 +20,16 @@ from raysys.models.popularity import Popularity
 from raysys.observe import get_logger
 from raysys.ranking.retrieve import top_k
 from raysys.schema import (
-    RECOMMENDATION_SCHEMA,
     RECOMMENDATIONS_FILE,
     REVIEW,
     TEST,
-    TITLE,
     TRAIN,
     VALID,
 )
 from raysys.stages.blocks import in_blocks
 from raysys.stages.context import RunContext
-from raysys.stages.train import plan_training
+from raysys.stages.recommend import lists_table
+from raysys.stages.train import place_training
 from raysys.store import Manifest, StageReport, write_json, write_table
 from raysys.text.engine import model_identity
 from raysys.text.id_prompts import IdPrompts, Row, load_templates
@@ -116,12 +114,7 @@ def _train(context: RunContext, output: Path) -> StageReport:
             "of this model LEAKS; it is there to be compared with.",
             settings.graph,
         )
-    found = plan_training(context, context.resources, MODEL)
-    preflight(found, context.resources)
-    worker = found.pools[0]
-    result = train_elmrec(
-        _job(context, Placement(worker.actors, worker.cpus, worker.gpus > 0)), output
-    )
+    result = train_elmrec(_job(context, place_training(context, MODEL)), output)
     positives = len(context.dataset.pairs(TRAIN)[0])
     figures = {"epochs": float(result["epochs"]), "best_epoch": float(result["best_epoch"])}
     figures |= {"leaks": float(settings.leaks)}
@@ -152,7 +145,11 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
             continue
         lists = {name: found["items"], **_baselines(context, ease, task, rows)}
         if task == SEQUENTIAL:
-            write_table(output / RECOMMENDATIONS_FILE, _as_table(context, rows, found["items"]))
+            users, items = np.array([row.user for row in rows]), found["items"]
+            # A beam search says an order; its scores are of different lengths.
+            order = np.broadcast_to(-np.arange(items.shape[1], dtype=np.float32), items.shape)
+            table = lists_table(context.dataset, users, items, order)
+            write_table(output / RECOMMENDATIONS_FILE, table)
         targets = [row.item for row in rows]
         metrics = {row: hit_metrics(one, targets, settings.ks) for row, one in lists.items()}
         shown[task] = {
@@ -214,25 +211,6 @@ def _recent(histories: list[np.ndarray], items: int) -> csr_matrix:
     pointers = np.cumsum([0, *map(len, histories)])
     values = np.exp(-np.concatenate(ages) / 2).astype(np.float32)
     return csr_matrix((values, np.concatenate(histories), pointers), (len(histories), items))
-
-
-def _as_table(context: RunContext, rows: list[Row], items: np.ndarray) -> pa.Table:
-    """The sequential lists in the form that `raysys evaluate LISTS` reads."""
-    dataset = context.dataset
-    filled = items >= 0
-    users, places = np.nonzero(filled)
-    chosen = items[filled]
-    asked = np.array([row.user for row in rows])[users]
-    return pa.table(
-        [
-            pa.array(dataset.user_ids[asked], pa.string()),
-            pa.array(places + 1, pa.int32()),
-            pa.array(dataset.item_ids[chosen], pa.string()),
-            pa.array(-places, pa.float32()),
-            dataset.items[TITLE].take(pa.array(chosen)),
-        ],
-        schema=RECOMMENDATION_SCHEMA,
-    )
 
 
 class _Asking:

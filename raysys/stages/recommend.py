@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from scipy.sparse import csr_matrix
 
+from raysys.data.dataset import Dataset
 from raysys.models.saved import load_model
 from raysys.observe import progress
 from raysys.ranking.retrieve import retrieve
@@ -65,7 +66,7 @@ def _recommend(context: RunContext, output: Path) -> StageReport:
             tracker.update(sum(len(items) for items, _ in found))
     items = np.concatenate([items for items, _ in found])
     scores = np.concatenate([scores for _, scores in found])
-    table = _as_table(context, items, scores)
+    table = lists_table(dataset, users, items, scores)
     write_table(output / RECOMMENDATIONS_FILE, table)
     write_json(output / MODEL_FILE, {"model": model, "stage": context.trained})
     # A user who has seen nearly everything gets a shorter list; none at all is counted.
@@ -86,16 +87,21 @@ def _rank(shared: tuple[Path, csr_matrix, int], users: np.ndarray[Any, Any]) -> 
     return retrieve(load_model(folder).score_block, users, seen, k)
 
 
-def _as_table(
-    context: RunContext, items: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]
+def lists_table(
+    dataset: Dataset, users: np.ndarray, items: np.ndarray, scores: np.ndarray
 ) -> pa.Table:
-    dataset = context.dataset
+    """Lists in the form of `RECOMMENDATIONS_FILE`.
+
+    Args:
+        users: (n,) user rows.
+        items, scores: (n, k) item rows, best first, -1 where a list is shorter; their scores.
+    """
     filled = items >= 0
-    users, places = np.nonzero(filled)
+    rows, places = np.nonzero(filled)
     chosen = items[filled]
     return pa.table(
         [
-            pa.array(dataset.user_ids, pa.string()).take(pa.array(users)),
+            pa.array(dataset.user_ids[users], pa.string()).take(pa.array(rows)),
             pa.array(places + 1, pa.int32()),
             pa.array(dataset.item_ids, pa.string()).take(pa.array(chosen)),
             pa.array(scores[filled], pa.float32()),

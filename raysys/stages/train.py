@@ -58,11 +58,23 @@ def require_models(settings: RunSettings) -> None:
         )
 
 
-def plan_training(context: RunContext, have: Resources, stage: str = "train") -> StagePlan:
+def plan_training(context: RunContext, have: Resources, stage: str) -> StagePlan:
     """Workers take a GPU each where there are enough, else an equal share of the CPUs."""
     workers = context.settings.cluster.train_workers
     gpus = 1.0 if have.gpus >= workers else 0.0
     return StagePlan(stage, (Pool("worker", workers, share(have, workers, reserved=0.0), gpus),))
+
+
+def place_training(context: RunContext, stage: str) -> Placement:
+    """What a training takes of this cluster.
+
+    Raises:
+        UserError: the cluster has not got it.
+    """
+    plan = plan_training(context, context.resources, stage)
+    preflight(plan, context.resources)
+    worker = plan.pools[0]
+    return Placement(worker.actors, worker.cpus, worker.gpus > 0)
 
 
 def result(folder: Path) -> TrainResult:
@@ -89,14 +101,13 @@ def best_model(context: RunContext) -> str:
 
 
 def _train(context: RunContext, output: Path, *, refit: bool = False) -> StageReport:
-    plan = plan_training(context, context.resources)
-    preflight(plan, context.resources)
+    placement = place_training(context, "train")
     epochs = 0
     for name, model in context.settings.models.items():
         folder = output / name
         if not folder.is_dir():
             work = output / f".{name}"
-            job = _job(context, model, plan.pools[0], output)
+            job = _job(context, model, placement, output)
             if refit:
                 job = _as_chosen(job, result(context.run.path("train") / name))
             if model.linear:
@@ -125,7 +136,9 @@ def _fit_on_ray(job: TrainJob, work: Path) -> None:
         raise
 
 
-def _job(context: RunContext, model: TrainedModelSettings, worker: Pool, trained: Path) -> TrainJob:
+def _job(
+    context: RunContext, model: TrainedModelSettings, placement: Placement, trained: Path
+) -> TrainJob:
     reading = model.reads_profiles(model.grid)
     start = None
     if model.start_from is not None:
@@ -142,7 +155,7 @@ def _job(context: RunContext, model: TrainedModelSettings, worker: Pool, trained
         train_noise=model.train_noise,
         start_from=start,
         grid=model.grid,
-        placement=Placement(worker.actors, worker.cpus, worker.gpus > 0),
+        placement=placement,
     )
 
 

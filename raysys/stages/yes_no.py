@@ -17,10 +17,9 @@ from raysys.observe import get_logger
 from raysys.schema import ITEM_ID, TARGET, TEST, TRAIN, VALID
 from raysys.stages.blocks import in_blocks
 from raysys.stages.context import RunContext
-from raysys.stages.train import plan_training
+from raysys.stages.train import place_training
 from raysys.store import Manifest, RunDirectory, StageReport, write_arrays, write_json
 from raysys.training.language_models import HOW
-from raysys.training.ray_train import Placement
 from raysys.training.sequential import candidate_scores, train_sasrec
 from raysys.training.yes_no import (
     ADAPTER_FOLDER,
@@ -116,14 +115,8 @@ def _build(context: RunContext, summaries: Path | None, output: Path) -> StageRe
 
 
 def _finetune(context: RunContext, output: Path) -> StageReport:
-    found = plan_training(context, context.resources, MODEL)
-    preflight(found, context.resources)
-    worker = found.pools[0]
-    job = FinetuneJob(
-        context.run.path(EXAMPLES),
-        context.settings.yes_no,
-        Placement(worker.actors, worker.cpus, worker.gpus > 0),
-    )
+    placement = place_training(context, MODEL)
+    job = FinetuneJob(context.run.path(EXAMPLES), context.settings.yes_no, placement)
     result = finetune_yes_no(job, output)
     examples = result["examples"]
     figures = {"epochs": result["epochs"], "best_epoch": result["best_epoch"]}

@@ -57,17 +57,17 @@ class Lessons(ABC):
 
     Args:
         settings: of the step.
-        count: how many prompts an epoch goes through.
+        count: how many prompts an epoch goes through; an attribute too.
     """
 
     def __init__(self, settings: StepSettings, count: int) -> None:
-        self._settings, self._count = settings, count
+        self._settings, self.count = settings, count
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     @property
     def steps(self) -> int:
         """Optimiser steps of an epoch."""
-        return -(-self._count // self._settings.batch_size)
+        return -(-self.count // self._settings.batch_size)
 
     def chosen(self, epoch: int, step: int) -> np.ndarray:
         """The places of an optimiser step's prompts."""
@@ -78,7 +78,7 @@ class Lessons(ABC):
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """The order of an epoch."""
-        return rng.permutation(self._count)
+        return rng.permutation(self.count)
 
     def _rng(self, *numbers: int) -> np.random.Generator:
         return np.random.default_rng([self._settings.seed, *numbers])
@@ -121,7 +121,7 @@ class Crowd(Lessons):
 
     def order(self, rng: np.random.Generator) -> np.ndarray:
         """Shuffled; within a window by length, whose batches then are shuffled."""
-        places = rng.permutation(self._count)
+        places = rng.permutation(self.count)
         size = self._settings.batch_size
         batches = []
         for start in range(0, len(places), size * _WINDOW):
