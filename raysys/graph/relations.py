@@ -10,6 +10,7 @@ B prompts with at most K distinct nodes each; N nodes: users 0..U−1, items U..
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -91,7 +92,7 @@ class Relations:
             return self._pagerank(walks)
         if kind == "cooccurrence":
             return self._cosine(walks, nodes)
-        return self._by_distance(walks.distances(self.settings.hops))
+        return walks.by_distance(self._scale())
 
     def of_history(self, nodes: np.ndarray) -> np.ndarray:
         """`of` for prompts of a user (first) and some of the user's train items.
@@ -103,19 +104,15 @@ class Relations:
             return self.of(nodes)
         _check(nodes, self.users + self.items)
         size = nodes.shape[1]
-        distances = np.full((size, size), 2, np.int8)
+        distances = np.full((size, size), 2 if self.settings.hops > 1 else 0, np.int8)
         distances[:1] = distances[:, :1] = 1
         np.fill_diagonal(distances, 0)
         real = nodes >= 0
-        found: np.ndarray = self._by_distance(distances) * (real[:, :, None] & real[:, None, :])
-        return found
-
-    def _by_distance(self, distances: np.ndarray) -> np.ndarray:
-        found: np.ndarray = self._scale()[distances]
+        found: np.ndarray = self._scale()[distances] * (real[:, :, None] & real[:, None, :])
         return found
 
     def _scale(self) -> np.ndarray:
-        """(hops + 1,) R by distance; 0 stands for the node itself and for what is too far away."""
+        """(hops + 1,) R by distance, that of a node to itself first."""
         settings = self.settings
         d = np.arange(settings.hops + 1)
         near = (d == 1).astype(np.float64)
@@ -186,27 +183,38 @@ class _Walks:
         self._ends: dict[tuple[int, int], csr_matrix] = {}
 
     def of(self, m: int) -> np.ndarray:
-        """(B, K, K) float32: the weight of all walks of m edges; what is on the diagonal is void.
+        """(B, K, K) float32: the weight of all walks of m edges; the diagonal is void."""
+        found = np.zeros((self._prompts, self.size, self.size), np.float32)
+        for rows, columns, weights in self._walks(m):
+            found.reshape(-1, self.size)[rows, columns] = weights
+        return found
+
+    def by_distance(self, values: np.ndarray) -> np.ndarray:
+        """(B, K, K) float32: `values[d]` for nodes whose shortest walk has d edges; else 0.
+
+        Args:
+            values: (hops + 1,); the first is of no use.
+        """
+        found = np.zeros((self._prompts, self.size, self.size), np.float32)
+        for m in range(len(values) - 1, 0, -1):
+            for rows, columns, weights in self._walks(m):
+                joined = weights > 0
+                found.reshape(-1, self.size)[rows[joined], columns[joined]] = values[m]
+        found[:, np.arange(self.size), np.arange(self.size)] = 0
+        return found
+
+    def _walks(self, m: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Walks of m edges: places in (B · K) of one end, slots of the other, weights.
 
         Walks of an even number of edges join two users or two items, the others a user and an
         item; of these the kind with fewer nodes goes the longer part of the way.
         """
-        found = np.zeros((self._prompts, self.size, self.size), np.float32)
         if m % 2 == 0:
             for kind in (0, 1):
-                self._add_alike(found.reshape(-1, self.size), kind, m // 2)
+                yield from self._alike(kind, m // 2)
         else:
             few, many = sorted((0, 1), key=lambda kind: len(self._rows[kind]))
-            self._add_between(found, few, m - m // 2, many, m // 2)
-        return found
-
-    def distances(self, hops: int) -> np.ndarray:
-        """(B, K, K) int8: edges of the shortest walk; 0 on the diagonal and beyond `hops`."""
-        found = np.zeros((self._prompts, self.size, self.size), np.int8)
-        for m in range(hops, 0, -1):
-            found[self.of(m) > 0] = m
-        found[:, np.arange(self.size), np.arange(self.size)] = 0
-        return found
+            yield from self._between(few, m - m // 2, many, m // 2)
 
     def _after(self, kind: int, steps: int) -> csr_matrix:
         """Where walks from the users (0) or items (1) are after so many edges: (n, N)."""
@@ -221,42 +229,53 @@ class _Walks:
             self._ends[kind, steps] = ends
         return self._ends[kind, steps]
 
-    def _add_alike(self, found: np.ndarray, kind: int, steps: int) -> None:
-        """Add walks between nodes of one kind that meet after so many edges from either end."""
+    def _alike(self, kind: int, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Walks between nodes of one kind that meet after so many edges from either end."""
         ends = self._after(kind, steps)
         if not ends.nnz:
             return
         rows = np.repeat(self._rows[kind], np.diff(ends.indptr))
         keys = rows // self.size * np.int64(self._edges.shape[0]) + ends.indices
-        order = np.argsort(keys)
-        in_order = keys[order]
-        places = np.empty(len(keys), np.int64)
-        places[order] = np.cumsum(np.r_[False, in_order[1:] != in_order[:-1]])
-        width = int(places[order[-1]]) + 1
-        # Most are reached from one node alone: dropped here, they cost nothing in the product.
-        kept = (np.bincount(places, minlength=width) > 1)[places]
-        half = csr_matrix((ends.data[kept], (rows[kept], places[kept])), (len(found), width))
-        product = (half @ half.T.tocsr()).tocoo()
-        found[product.row, product.col % self.size] += product.data
+        # Sorting numbers is twice as fast as sorting places by them: the place is the last bits.
+        bits = len(keys).bit_length()
+        packed = np.sort(keys << bits | np.arange(len(keys)))
+        in_order = packed >> bits
+        # Most nodes are reached from one end alone: dropped here, they cost nothing later.
+        again = in_order[1:] == in_order[:-1]
+        kept = np.flatnonzero(np.r_[again, False] | np.r_[False, again])
+        if not len(kept):
+            return
+        order, in_order = packed[kept] & ((1 << bits) - 1), in_order[kept]
+        starts = np.flatnonzero(np.r_[True, in_order[1:] != in_order[:-1], True])
+        meeting = csr_matrix(
+            (ends.data[order], rows[order], starts), (len(starts) - 1, self._flat.size)
+        )
+        product = (meeting.T.tocsr() @ meeting).tocoo()
+        yield product.row, product.col % self.size, product.data
 
-    def _add_between(
-        self, found: np.ndarray, few: int, steps: int, many: int, other_steps: int
-    ) -> None:
-        """Put in walks between nodes of both kinds, one node of kind `few` after the other."""
+    def _between(
+        self, few: int, steps: int, many: int, other_steps: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Walks between nodes of both kinds, from one node of kind `few` after the other."""
         left, right = self._after(few, steps), self._after(many, other_steps)
-        firsts = np.arange(self._prompts + 1) * self.size
-        bounds = [np.searchsorted(self._rows[kind], firsts) for kind in (few, many)]
+        starts = np.arange(self._prompts + 1) * self.size
+        ours, theirs = (np.searchsorted(self._rows[kind], starts) for kind in (few, many))
+        lines = np.repeat(np.arange(right.shape[0]), np.diff(right.indptr))
         reached = np.zeros(self._edges.shape[0], np.float32)
-        for prompt in np.flatnonzero(np.diff(bounds[0]) * np.diff(bounds[1])):
-            start, stop = bounds[1][prompt : prompt + 2]
-            part, places = right[start:stop], self._rows[many][start:stop] % self.size
-            for row in range(*bounds[0][prompt : prompt + 2]):
+        for prompt in np.flatnonzero(np.diff(ours) * np.diff(theirs)):
+            first, stop = theirs[prompt : prompt + 2]
+            part = slice(right.indptr[first], right.indptr[stop])
+            nodes, values, line = right.indices[part], right.data[part], lines[part] - first
+            others = self._rows[many][first:stop]
+            for row in range(*ours[prompt : prompt + 2]):
                 entries = slice(*left.indptr[row : row + 2])
                 ends = left.indices[entries]
                 reached[ends] = left.data[entries]
-                place, weights = self._rows[few][row] % self.size, part @ reached
-                found[prompt, place, places] = found[prompt, places, place] = weights
+                weights = np.bincount(line, values * reached[nodes], stop - first)
                 reached[ends] = 0
+                place = np.full(len(others), self._rows[few][row])
+                yield place, others % self.size, weights
+                yield others, place % self.size, weights
 
 
 def _check(nodes: np.ndarray, count: int) -> None:

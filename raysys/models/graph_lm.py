@@ -54,11 +54,10 @@ class PromptBatch:
         """The same on `device`."""
         return PromptBatch(**{one.name: getattr(self, one.name).to(device) for one in fields(self)})
 
-    def bias(self, seen: slice | None = None) -> torch.Tensor:
-        """(B, T, T) float32: R between tokens; with `seen` only those rows."""
+    def bias(self) -> torch.Tensor:
+        """(B, T, T) float32: R between tokens."""
         rows = torch.arange(len(self.slots), device=self.slots.device)[:, None, None]
-        asking = self.slots if seen is None else self.slots[:, seen]
-        found: torch.Tensor = self.relations[rows, asking[:, :, None], self.slots[:, None, :]]
+        found: torch.Tensor = self.relations[rows, self.slots[:, :, None], self.slots[:, None, :]]
         return found
 
 

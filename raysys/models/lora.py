@@ -56,7 +56,7 @@ def with_lora(model: Any, settings: LoraSettings, seed: int) -> Any:
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if missing := sorted(set(settings.modules) - names):
         raise UserError(
-            f"this base model has no layer {', '.join(missing)}: set yes_no.finetune.lora.modules "
+            f"this base model has no layer {', '.join(missing)}: set lora.modules "
             f"to some of {', '.join(sorted(_linear_names(model)))}."
         )
     config = LoraConfig(

@@ -165,10 +165,10 @@ class GraphPrompts:
         kept = self._items(items)[: max(1, self._most - rest)]
         return self._write(family, spans | {"{item}": kept, "{items}": kept})[: self._most]
 
-    def text(self, text: str) -> list[int]:
+    def text(self, text: str, before: str = " ") -> list[int]:
         """The tokens of a text inside a prompt; none of them is a mark of the model's own."""
         found: list[int] = self._tokenizer(
-            f" {clean(text)}", add_special_tokens=False, split_special_tokens=True
+            before + clean(text), add_special_tokens=False, split_special_tokens=True
         )["input_ids"]
         return found
 
@@ -178,7 +178,10 @@ class GraphPrompts:
     def _split(self, text: str) -> list[str | list[int]]:
         """Places as strings and the texts between them as tokens."""
         parts = [part for part in re.split(r"(\{\w+\})", text) if part.strip()]
-        return [part if part[0] == "{" else self.text(part.strip()) for part in parts]
+        return [
+            part if part[0] == "{" else self.text(part, " " if part[0] == " " else "")
+            for part in parts
+        ]
 
     def _write(self, name: str, spans: dict[str, list[int]]) -> list[int]:
         pieces = (spans[one] if isinstance(one, str) else one for one in self._pieces[name])
@@ -312,7 +315,7 @@ def write_crowd_prompts(
     users = len(dataset.user_ids)
     arguments = (settings, source, words, users, templates, max_tokens)
     written = ray.data.from_arrow(blocks).map_batches(
-        partial(_write_batch, *arguments),
+        partial(as_tokens, *arguments),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=1,
@@ -322,7 +325,7 @@ def write_crowd_prompts(
     return found.sort_by(_NUMBER).drop([_NUMBER]).cast(PROMPT_SCHEMA)
 
 
-def _write_batch(
+def as_tokens(
     settings: CrowdSettings,
     source: tuple[str, str | None],
     words: int,
@@ -331,7 +334,7 @@ def _write_batch(
     max_tokens: int,
     batch: pa.Table,
 ) -> pa.Table:
-    """Requests → prompts; runs in Ray Data's tasks."""
+    """Requests as prompts, in any order, with their numbers; runs in Ray Data's tasks."""
     writer = GraphPrompts(tokenizer_of(*source), words, users, templates, max_tokens)
     rows = []
     for row in batch.to_pylist():

@@ -129,10 +129,11 @@ def dense_relations(train: csr_matrix, settings: RelationSettings) -> np.ndarray
     return np.asarray(found * related)
 
 
+@pytest.mark.parametrize("hops", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["linear", "decay", "paper_literal", "ppr", "ones", "none"])
-def test_histories_need_no_look_up(kind: str) -> None:
+def test_histories_need_no_look_up(kind: str, hops: int) -> None:
     train = random_graph(1, share=0.5)
-    found = relations(kind, train)
+    found = relations(kind, train, hops=hops)
     histories = np.full((9, 6), NO_NODE)
     for user in range(9):
         own = train[user].indices[:5]
