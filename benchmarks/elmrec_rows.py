@@ -16,7 +16,7 @@ from raysys.store import read_json
 
 _KIND = "elmrec.words.{}.whole_words={}"
 _NO_GRAPH, _RANDOM = _KIND.format("direct", "none"), _KIND.format("sequential", "random")
-SHOWN = ("hr@1", "hr@5", "ndcg@5", "ndcg@10", "hr@10")
+SHOWN = ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10")
 
 
 def measure(settings: RunSettings, row: str) -> Figures:
@@ -58,6 +58,7 @@ weighs an item of age n by exp(-n/2).
     },
     seeded=("elmrec.train.seed",),
     shown=SHOWN,
+    ordered_by="hr@10",
     measure=measure,
     default="elmrec;no graph, random",
 )

@@ -65,6 +65,7 @@ prompts out of step 1, the latter step 2 too.
         f"graph_lm.{key}" for key in ("seed", "crowd.seed", "interactions.seed", "predict.seed")
     ),
     shown=SHOWN,
+    ordered_by="recall@20",
     measure=measure,
     same_run={"no fine-tuning": "full"},
     default="full;no R;no fine-tuning",

@@ -39,6 +39,7 @@ class Table:
         rows: name → settings that differ.
         seeded: settings that are the seed.
         shown: metrics in the table.
+        ordered_by: the metric that rows are in order of.
         measure: runs settings; given the row's name too.
         same_run: rows that go on from another row's run.
         default: rows that are run where none are named.
@@ -52,6 +53,7 @@ class Table:
     rows: Mapping[str, list[str]]
     seeded: tuple[str, ...]
     shown: tuple[str, ...]
+    ordered_by: str
     measure: Callable[[RunSettings, str], Figures]
     same_run: Mapping[str, str] = field(default_factory=dict)
     default: str = ""
@@ -86,9 +88,8 @@ class Table:
             rows = read_json(path)
             parts += [f"## {path.stem}\n", line(["row", *self.shown, "users", "seeds"])]
             parts.append(line(["---"] * (len(self.shown) + 3)))
-            best = self.shown[-1] if "hr@10" not in self.shown else "hr@10"
             order = [
-                (name.partition(": ")[0] if ": " in name else "", row[best]["mean"], name)
+                (name.partition(": ")[0] if ": " in name else "", row[self.ordered_by]["mean"], name)
                 for name, row in rows.items()
             ]
             for _, _, name in sorted(order):
