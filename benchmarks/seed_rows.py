@@ -89,7 +89,7 @@ class Table:
             parts += [f"## {path.stem}\n", line(["row", *self.shown, "users", "seeds"])]
             parts.append(line(["---"] * (len(self.shown) + 3)))
             order = [
-                (name.partition(": ")[0] if ": " in name else "", row[self.ordered_by]["mean"], name)
+                (*name.rpartition(": ")[:1], row[self.ordered_by]["mean"], name)
                 for name, row in rows.items()
             ]
             for _, _, name in sorted(order):
