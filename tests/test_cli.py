@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from raysys.cli import STAGE_COMMANDS, TEXT_COMMANDS, main
-from raysys.pipeline import ELMREC, STAGES, YES_NO
+from raysys.pipeline import ELMREC, GRAPH_LM, STAGES, YES_NO
 from raysys.settings import load_settings
 from raysys.stages.context import RunSettings
 
@@ -91,6 +91,9 @@ def test_every_shipped_config_is_valid(path):
     if path.stem.startswith("elmrec"):
         assert not settings.elmrec.leaks
         return
+    if path.stem.startswith("graph_lm"):
+        assert settings.graph_lm.relations.kind == "linear"
+        return
     if not path.stem.startswith("yes_no"):
         assert settings.models
         return
@@ -107,9 +110,9 @@ def test_a_run_without_models_is_refused_at_once(capsys):
 def test_commands_and_jobs_cover_the_stages():
     commands = (*TEXT_COMMANDS.values(), *STAGE_COMMANDS.values())
     covered = [stage for stages, _ in commands for stage in stages]
-    assert {"data", "train", "refit", "evaluate", *covered, *YES_NO, *ELMREC} == set(STAGES)
+    assert {"data", "train", "refit", "evaluate", *covered, *YES_NO, *ELMREC, *GRAPH_LM} == set(STAGES)
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
-    by_name = {"run", "evaluate", "train", "train_elmrec", "finetune_yes_no"}
+    by_name = {"run", "evaluate", "train", "train_elmrec", "train_graph_lm", "finetune_yes_no"}
     assert jobs == {*by_name, *STAGE_COMMANDS, *TEXT_COMMANDS}
 
 
