@@ -461,27 +461,97 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def serve(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run directory.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A finished run, or a folder of published models.")
+    ],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="Lines of `raysys key NAME`, or one key; none: RAYSYS_API_KEY."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting: doors.burst=20 …; repeatable.")
+    ] = None,
 ) -> None:
-    """Answer recommendation requests from a finished run until stopped (ctrl-c)."""
+    """Answer recommendation requests until stopped (ctrl-c or SIGTERM)."""
     import signal
     import threading
 
     from raysys.cluster import ClusterSettings, connect
-    from raysys.serving.app import KEY_VARIABLE, api_key, start
+    from raysys.serving.app import start
+    from raysys.serving.doors import KEY_VARIABLE, load_keys
+    from raysys.serving.settings import ServeSettings
+    from raysys.settings import override_values, parse_settings
 
-    key, fresh = api_key()
+    values: dict[str, Any] = {"run": folder, "doors": {}}
+    if api_key_file is not None:
+        values["doors"]["key_file"] = api_key_file
+    override_values(values, settings or [])
+    wanted = parse_settings(ServeSettings, values, source="raysys serve")
+    keys, fresh = load_keys(wanted.doors.key_file)
     with connect(ClusterSettings()):
-        start(run_folder, key, port)
-        typer.echo(f"serving {run_folder} on http://127.0.0.1:{port}  (ctrl-c stops it)")
-        if fresh:
-            typer.echo(f"the key for this session ({KEY_VARIABLE} sets your own): {key}")
-        typer.echo(
-            f"try: curl -H 'Authorization: Bearer {key if fresh else f'${KEY_VARIABLE}'}' "
-            f"'http://127.0.0.1:{port}/v1/recommend/USER_ID?k=10'"
-        )
+        start(wanted, keys, port)
         stopped = threading.Event()
+        # Ray sets handlers of its own when it starts.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stopped.set())
+        if fresh:
+            typer.echo(f"the key for this session ({KEY_VARIABLE} sets your own): {fresh}")
+            typer.echo(
+                f"try: curl -H 'Authorization: Bearer {fresh}' "
+                f"'http://127.0.0.1:{port}/v1/recommend/USER_ID?k=10'"
+            )
+        typer.echo(f"serving {folder} on http://127.0.0.1:{port}  (ctrl-c stops it)")
+        sys.stdout.flush()
         stopped.wait()
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key: one word.")],
+    out: Annotated[Path | None, typer.Option(help="A key file to add the line to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an API key; only its hash goes into a key file."""
+    from raysys.serving.doors import add_key
+
+    made, line = add_key(name, out)
+    value = {"name": name, "key": made, "line": line}
+    lines = [f"key (shown once): {made}"]
+    lines += [f"added to {out}" if out else f"line for --api-key-file: {line}"]
+    _print(as_json, value, lines)
+
+
+@app.command()
+def publish(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
+    to: Annotated[Path, typer.Option(help="Folder of published models: `raysys serve` reads it.")],
+    floor: Annotated[
+        list[str] | None, typer.Option(help="recall@20=0.1: refuse a worse model; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a run and serve it from now on, without a failed request."""
+    from raysys.serving.published import publish as publish_run
+
+    floors = {}
+    for word in floor or []:
+        metric, _, least = word.partition("=")
+        try:
+            floors[metric] = float(least)
+        except ValueError:
+            raise UserError(f"--floor '{word}' must look like recall@20=0.1.") from None
+    pointer = publish_run(run_folder.resolve(), to.resolve(), floors)
+    _print(as_json, pointer.model_dump(), [f"version {pointer.version} is served from {to}"])
+
+
+@app.command()
+def rollback(
+    folder: Annotated[Path, typer.Argument(help="Folder of published models.")],
+    as_json: Json = False,
+) -> None:
+    """Serve the version before the current one again."""
+    from raysys.serving.published import rollback as go_back
+
+    pointer = go_back(folder.resolve())
+    _print(as_json, pointer.model_dump(), [f"version {pointer.version} is served from {folder}"])

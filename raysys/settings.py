@@ -57,9 +57,18 @@ def load_settings(
             valid one), or a value that is out of range.
     """
     values = _read(Path(path))
+    override_values(values, overrides)
+    return parse_settings(cls, values, source=str(path))
+
+
+def override_values(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set single keys of a nested dict, in place; see `load_settings`.
+
+    Raises:
+        UserError: a word that is not of the form key=value.
+    """
     for word in overrides:
         _override(values, word)
-    return parse_settings(cls, values, source=str(path))
 
 
 def parse_settings(cls: type[SettingsT], values: dict[str, Any], *, source: str) -> SettingsT:

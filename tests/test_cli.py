@@ -110,7 +110,9 @@ def test_a_run_without_models_is_refused_at_once(capsys):
 def test_commands_and_jobs_cover_the_stages():
     commands = (*TEXT_COMMANDS.values(), *STAGE_COMMANDS.values())
     covered = [stage for stages, _ in commands for stage in stages]
-    assert {"data", "train", "refit", "evaluate", *covered, *YES_NO, *ELMREC, *GRAPH_LM} == set(STAGES)
+    assert {"data", "train", "refit", "evaluate", *covered, *YES_NO, *ELMREC, *GRAPH_LM} == set(
+        STAGES
+    )
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
     by_name = {"run", "evaluate", "train", "train_elmrec", "train_graph_lm", "finetune_yes_no"}
     assert jobs == {*by_name, *STAGE_COMMANDS, *TEXT_COMMANDS}

@@ -6,8 +6,8 @@ helps has to beat them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,6 @@ from scipy.sparse import csr_matrix, issparse, vstack
 
 from raysys.errors import UserError
 from raysys.graph.bipartite import distinct_pairs
-from raysys.models.base import ScoreBlock
 from raysys.settings import Settings
 
 #: EASE's dense (I, I) float32 matrix takes 4 GB at this catalogue.
@@ -39,7 +38,11 @@ class ItemWeights:
 
     def score_block(self, user_rows: np.ndarray) -> np.ndarray:
         """User rows (b,) -> scores (b, I) float32; zero for users without history."""
-        found = self.train[user_rows] @ self.weights
+        return self.score_histories(self.train[user_rows])
+
+    def score_histories(self, histories: csr_matrix) -> np.ndarray:
+        """Histories (b, I), a stored one for each item -> scores (b, I) float32."""
+        found = histories @ self.weights
         scores: np.ndarray = found.toarray() if issparse(found) else found
         return scores
 
@@ -174,11 +177,16 @@ class Blend:
         weight: w in [0, 1]; choose it on validation.
     """
 
-    def __init__(self, first: ScoreBlock, second: ScoreBlock, weight: float) -> None:
+    def __init__(
+        self,
+        first: Callable[[Any], np.ndarray],
+        second: Callable[[Any], np.ndarray],
+        weight: float,
+    ) -> None:
         self._first, self._second, self.weight = first, second, weight
 
-    def score_block(self, user_rows: np.ndarray) -> np.ndarray:
-        """User rows (b,) -> scores (b, I) float32."""
+    def score_block(self, user_rows: Any) -> np.ndarray:
+        """User rows (b,), or what else both models score -> scores (b, I) float32."""
         first, second = _standard(self._first(user_rows)), _standard(self._second(user_rows))
         return self.weight * first + (1 - self.weight) * second
 

@@ -47,6 +47,10 @@ class Scorer(Protocol):
         """User rows (b,) -> scores (b, I) float32."""
         ...
 
+    def score_histories(self, histories: csr_matrix) -> np.ndarray:
+        """Histories (b, I) of users whom the model has not seen -> scores (b, I) float32."""
+        ...
+
     def item_vectors(self) -> np.ndarray:
         """(I, d) float32: near each other where the model sees items as alike."""
         ...
@@ -75,6 +79,12 @@ class Embeddings:
         scores: np.ndarray = self.users[user_rows] @ self.items.T
         return scores
 
+    def score_histories(self, histories: csr_matrix) -> np.ndarray:
+        """Histories (b, I) -> scores (b, I) float32: a user is the mean of the items."""
+        counts = np.maximum(np.diff(histories.indptr), 1)[:, None]
+        scores: np.ndarray = (histories @ self.items / counts.astype(np.float32)) @ self.items.T
+        return scores
+
     def item_vectors(self) -> np.ndarray:
         """(I, d) the items' embeddings."""
         return self.items
@@ -85,7 +95,12 @@ class _BlendScorer(Blend):
 
     def __init__(self, first: Scorer, second: Scorer, weight: float) -> None:
         super().__init__(first.score_block, second.score_block, weight)
+        self._new_users = Blend(first.score_histories, second.score_histories, weight)
         self._items = (first if weight >= _HALF else second).item_vectors
+
+    def score_histories(self, histories: csr_matrix) -> np.ndarray:
+        """Histories (b, I) -> scores (b, I) float32."""
+        return self._new_users.score_block(histories)
 
     def item_vectors(self) -> np.ndarray:
         """Those of the model with the larger weight."""

@@ -1,145 +1,116 @@
-"""The recommender as one Ray Serve deployment: retrieval in the ingress process.
-
-Routes: `GET /health` (open) and `GET /v1/recommend/{user_id}?k=10` (wants the
-key as `Authorization: Bearer KEY`). Listens on loopback.
-"""
+"""The endpoint as a Ray Serve application: a typed builder, and how it is started on loopback."""
 
 from __future__ import annotations
 
-import hmac
-import os
-import secrets
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
-from fastapi import Depends, FastAPI, Header, HTTPException, Query
-from fastapi import Path as UrlPath
-from pydantic import BaseModel
+from fastapi import FastAPI
 
-from raysys.data.dataset import Dataset
-from raysys.models.saved import load_model
-from raysys.ranking.retrieve import retrieve
-from raysys.schema import SPLITS, TITLE
-from raysys.stages.recommend import MODEL_FILE
-from raysys.store import RunDirectory, read_json
+from raysys.serving.doors import Allowances, Gate, digest_of, load_keys
+from raysys.serving.published import served_run
+from raysys.serving.settings import ServeSettings
+from raysys.serving.shelf import Shelf
+from raysys.serving.web import Holder, web_app
 
-KEY_VARIABLE = "RAYSYS_API_KEY"
-MAX_K = 100
-TIMEOUT_S = 10.0
+NAME, INGRESS, RATES = "raysys", "Ingress", "Rates"
+#: Seconds after which Serve gives up a request, whatever became of it.
+TIMEOUT_S = 65.0
 
 
-class Item(BaseModel):
-    """One recommended item."""
-
-    item_id: str
-    title: str | None
-    score: float
-
-
-class Answer(BaseModel):
-    """What `/v1/recommend` returns, best item first."""
-
-    user_id: str
-    model: str
-    items: list[Item]
-
-
-class Recommender:
-    """Loads a run once and answers from memory.
+def application(settings: ServeSettings, keys: dict[str, str] | None = None) -> Any:
+    """The Serve application: routes and retrieval in one deployment, rates in another.
 
     Args:
-        run: the run directory; its stages `data`, `train` and `recommend` have finished.
+        settings: see `ServeSettings`.
+        keys: digest → name; none: those of `settings.doors`.
 
     Raises:
-        UserError: a stage is missing or a file is broken.
+        UserError: no model can be served, or there is no key.
     """
-
-    def __init__(self, run: Path) -> None:
-        directory = RunDirectory(run)
-        for stage in ("data", "train", "recommend"):
-            directory.require(stage, "raysys run CONFIG")
-        about = read_json(directory.path("recommend") / MODEL_FILE)
-        self.model = str(about["model"])
-        # Runs of version 0.1 did not say where the model is.
-        self._scorer = load_model(directory.path(about.get("stage", "train")) / self.model)
-        dataset = Dataset.load(directory.path("data"))
-        self._rows = {user: row for row, user in enumerate(dataset.user_ids)}
-        self._item_ids = dataset.item_ids
-        self._titles = dataset.items[TITLE].to_pylist()
-        self._seen = dataset.matrix(*SPLITS, opinion=None)
-
-    def recommend(self, user_id: str, k: int) -> Answer | None:
-        """The k best unseen items of a user; None for a user that the run does not know."""
-        row = self._rows.get(user_id)
-        if row is None:
-            return None
-        items, scores = retrieve(self._scorer.score_block, np.array([row]), self._seen, k)
-        found = [
-            Item(item_id=self._item_ids[item], title=self._titles[item], score=float(score))
-            for item, score in zip(items[0], scores[0], strict=True)
-            if item >= 0
-        ]
-        return Answer(user_id=user_id, model=self.model, items=found)
-
-
-def web_app(recommender: Recommender, key: str) -> FastAPI:
-    """The HTTP routes around a recommender; `key` is what callers must send."""
-    web = FastAPI(title="raysys", docs_url=None, redoc_url=None, openapi_url=None)
-
-    def check(authorization: Annotated[str, Header(max_length=512)] = "") -> None:
-        given = authorization.removeprefix("Bearer ").encode()
-        if not hmac.compare_digest(given, key.encode()):
-            raise HTTPException(401, "send the key as `Authorization: Bearer KEY`")
-
-    @web.get("/health")
-    def health() -> dict[str, str]:
-        return {"status": "ok", "model": recommender.model}
-
-    @web.get("/v1/recommend/{user_id}", dependencies=[Depends(check)])
-    def recommend(
-        user_id: Annotated[str, UrlPath(max_length=256)],
-        k: Annotated[int, Query(ge=1, le=MAX_K)] = 10,
-    ) -> Answer:
-        answer = recommender.recommend(user_id, k)
-        if answer is None:
-            raise HTTPException(404, "this run does not know the user")
-        return answer
-
-    return web
-
-
-def api_key() -> tuple[str, bool]:
-    """The key from `RAYSYS_API_KEY`, or a fresh one; and whether it is fresh."""
-    given = os.environ.get(KEY_VARIABLE, "")
-    return (given, False) if given else (secrets.token_urlsafe(24), True)
-
-
-def start(run: Path, key: str, port: int) -> None:
-    """Deploy on the connected local Ray, on loopback only; returns when it answers."""
     from ray import serve
-    from ray.serve.config import HTTPOptions
 
-    folder = run.resolve()
+    _, run = served_run(settings.run)
+    Shelf(run)  # A broken run is a clear error here, not a replica that never starts.
+    if keys is None:
+        keys, _ = load_keys(settings.doors.key_file)
+    known = dict(keys)
+
+    @serve.deployment(
+        name=RATES,
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0},
+    )
+    class Rates:
+        """The token buckets of all keys."""
+
+        def __init__(self) -> None:
+            _replica_on_loopback()
+            doors = settings.doors
+            self._allowances = Allowances(doors.requests_per_second, doors.burst)
+
+        async def lease(self, name: str, wanted: int) -> int:
+            """See `Allowances.lease`."""
+            return self._allowances.lease(name, wanted)
+
+        def check_health(self) -> None:
+            """The process answers."""
 
     def build() -> FastAPI:
         _replica_on_loopback()
-        return web_app(Recommender(folder), key)
+        rates = serve.get_deployment_handle(RATES, NAME)
+
+        async def lease(name: str, wanted: int) -> int:
+            given: int = await rates.lease.remote(name, wanted)
+            return given
+
+        doors = settings.doors
+        gate = Gate(lease, doors.requests_per_second, doors.burst)
+        return web_app(settings, known, gate, Holder(settings.run))
 
     @serve.deployment(
-        ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=64, max_queued_requests=256
+        name=INGRESS,
+        ray_actor_options={"num_cpus": 0.5},
+        # What one replica works on, and what may wait for it; more is answered with 503.
+        max_ongoing_requests=64,
+        max_queued_requests=256,
     )
     @serve.ingress(build)
     class Ingress:
         """Serve's shell around the routes."""
 
+        def __init__(self, rates: Any) -> None:
+            self._rates = rates
+
         def check_health(self) -> None:
             """The process answers; the model was checked when it was loaded."""
 
-    Recommender(folder)  # A broken run is a clear error here, not a replica that never starts.
+    bound: Any = Ingress
+    limited: Any = Rates
+    return bound.bind(limited.bind())
+
+
+def start(settings: ServeSettings, keys: dict[str, str], port: int) -> None:
+    """Deploy on the connected local Ray, on loopback only; returns when it answers."""
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    resolved = settings.model_copy(update={"run": settings.run.resolve()})
+    bound = application(resolved, keys)
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port, request_timeout_s=TIMEOUT_S))
-    application: Any = Ingress
-    serve.run(application.bind(), name="raysys", route_prefix="/")
+    serve.run(bound, name=NAME, route_prefix="/")
+
+
+def local_app(settings: ServeSettings, key: str) -> FastAPI:
+    """The same routes without Ray, for one process: tests, and a floor to measure against."""
+    doors = settings.doors
+    allowances = Allowances(doors.requests_per_second, doors.burst)
+
+    async def lease(name: str, wanted: int) -> int:
+        return allowances.lease(name, wanted)
+
+    gate = Gate(lease, doors.requests_per_second, doors.burst)
+    return web_app(settings, {digest_of(key): "local"}, gate, Holder(settings.run))
 
 
 def _replica_on_loopback() -> None:

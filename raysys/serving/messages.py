@@ -1,0 +1,133 @@
+"""What callers send and what they get: the endpoint's requests, answers and problems."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from raysys.serving.settings import MAX_BATCH, MAX_EXCLUDED, MAX_HISTORY, MAX_ID, MAX_K
+from raysys.serving.shelf import Source
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Request(BaseModel):
+    """Base of requests: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Filters(Request):
+    """What may be answered."""
+
+    exclude: list[Id] = Field(default_factory=list, max_length=MAX_EXCLUDED)
+    """Item ids that are left out; unknown ones do no harm."""
+    where: dict[Text, Text] = Field(default_factory=dict, max_length=3)
+    """Item column → value, case aside: `{"genres": "Comedy"}`. All must hold."""
+
+
+class Recommend(Request):
+    """A question: for a known user, or for someone new by what they have."""
+
+    user_id: Id | None = None
+    """A user; whom the run does not know is answered by `history`."""
+    history: list[Id] = Field(default_factory=list, max_length=MAX_HISTORY)
+    """Item ids that someone new has or likes; unknown ones count for nothing."""
+    k: int = Field(default=10, ge=1, le=MAX_K)
+    """Length of the list."""
+    filters: Filters = Filters()
+    """What may be answered."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"user_id": "7", "k": 10},
+                {"history": ["50", "181"], "k": 5, "filters": {"where": {"genres": "Comedy"}}},
+            ]
+        }
+    )
+
+    @model_validator(mode="after")
+    def _someone(self) -> Recommend:
+        if self.user_id is None and not self.history:
+            raise ValueError("send user_id, or history for someone new")
+        return self
+
+
+class RecommendBatch(Request):
+    """Several questions at once."""
+
+    requests: list[Recommend] = Field(min_length=1, max_length=MAX_BATCH)
+    """The questions."""
+
+
+class Item(BaseModel):
+    """One item of a list."""
+
+    item_id: str
+    title: str | None
+    score: float
+
+
+class Answer(BaseModel):
+    """A list, best item first."""
+
+    user_id: str | None
+    model: str
+    version: str
+    source: Source
+    items: list[Item]
+
+
+class Problem(BaseModel):
+    """RFC 9457: what went wrong, `application/problem+json`."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+
+
+class BatchEntry(BaseModel):
+    """An answer, or why there is none."""
+
+    answer: Answer | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(BaseModel):
+    """Entries in the order of the requests."""
+
+    entries: list[BatchEntry]
+
+
+class Similar(BaseModel):
+    """Items near one."""
+
+    item_id: str
+    model: str
+    version: str
+    items: list[Item]
+
+
+class Model(BaseModel):
+    """What is served."""
+
+    name: str
+    version: str
+    users: int
+    items: int
+
+
+class Models(BaseModel):
+    """All that are served."""
+
+    models: list[Model]
+
+
+class Status(BaseModel):
+    """Of the process."""
+
+    status: Literal["ok"]

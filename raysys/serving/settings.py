@@ -1,0 +1,43 @@
+"""Settings of the endpoint: who may call, how much, how long an answer may take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from raysys.settings import Settings
+
+#: Limits on what a caller may send; see docs/serving.md.
+MAX_K, MAX_HISTORY, MAX_EXCLUDED, MAX_ID, MAX_BATCH = 100, 500, 500, 256, 64
+MAX_BODY_BYTES = 64 << 10
+
+
+class DoorSettings(Settings):
+    """Keys and rates."""
+
+    key_file: Path | None = None
+    """Lines `NAME sha256:HEX` as `raysys key NAME` prints them; none: `RAYSYS_API_KEY`."""
+    requests_per_second: float = Field(default=50.0, gt=0)
+    """Of a key, over all replicas together."""
+    burst: int = Field(default=100, ge=1)
+    """Requests that a key may send at once after a pause."""
+
+
+class ServeSettings(Settings):
+    """The endpoint."""
+
+    run: Path
+    """A finished run, or a folder of published models (`raysys publish`)."""
+    doors: DoorSettings = DoorSettings()
+    """Who may call, and how often."""
+    deadline_s: float = Field(default=2.0, gt=0, le=60)
+    """Of a request that names none: then the retrieval's order is answered."""
+    cache_lists: int = Field(default=10_000, ge=0)
+    """Answers kept in each replica; 0: none."""
+    cache_s: float = Field(default=300.0, gt=0)
+    """Seconds that an answer is kept."""
+    warm: bool = True
+    """Fill the cache with the run's own lists at the start."""
+    watch_s: float = Field(default=1.0, gt=0)
+    """Seconds between looks for a newly published model."""

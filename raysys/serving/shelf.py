@@ -1,0 +1,185 @@
+"""A trained model with what it recommends: everything an answer is made of, in memory.
+
+I items, U users. Exact retrieval over the whole catalogue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from raysys.data.dataset import Dataset
+from raysys.models.popularity import Popularity
+from raysys.models.saved import load_model
+from raysys.ranking.retrieve import NO_ITEM, top_k
+from raysys.schema import SPLITS, TITLE, TRAIN
+from raysys.settings import nearest
+from raysys.stages.recommend import MODEL_FILE
+from raysys.store import RunDirectory, read_json
+
+#: How a list came about: the user's own model; the history alone; what most users have.
+Source = Literal["model", "history", "popularity"]
+
+
+class UnknownError(Exception):
+    """Something a caller named that is not there."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A list.
+
+    Attributes:
+        items, scores: (k,) item rows, best first, and their scores.
+        source: how it came about.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    source: Source
+
+
+class Shelf:
+    """Loads a run once and answers from memory; safe to ask from several threads.
+
+    Args:
+        run: the run directory; its stages `data`, `train` and `recommend` have finished.
+
+    Raises:
+        UserError: a stage is missing or a file is broken.
+    """
+
+    def __init__(self, run: Path) -> None:
+        directory = RunDirectory(run)
+        for stage in ("data", "train", "recommend"):
+            directory.require(stage, "raysys run CONFIG")
+        about = read_json(directory.path("recommend") / MODEL_FILE)
+        self.model = str(about["model"])
+        # Runs of version 0.1 did not say where the model is.
+        folder = directory.path(about.get("stage", "train")) / self.model
+        self._scorer = load_model(folder)
+        self.dataset = Dataset.load(directory.path("data"))
+        self.version = self.dataset.identity()[:12]
+        self._users = {user: row for row, user in enumerate(self.dataset.user_ids)}
+        self._items = {item: row for row, item in enumerate(self.dataset.item_ids)}
+        self.titles: list[str | None] = self.dataset.items[TITLE].to_pylist()
+        self._seen = self.dataset.matrix(*SPLITS, opinion=None)
+        train = self.dataset.matrix(TRAIN)
+        self._liked = np.diff(train.indptr)
+        self._popularity = Popularity(train)
+
+    def rows(self, item_ids: Iterable[str]) -> np.ndarray:
+        """Rows of items, unknown ones left out."""
+        found = (self._items.get(one) for one in item_ids)
+        return np.array([row for row in found if row is not None], np.int64)
+
+    def knows(self, user_id: str | None) -> bool:
+        """Whether the model has learnt something of this user."""
+        row = self._users.get(user_id or "")
+        return row is not None and bool(self._liked[row])
+
+    def recommend(
+        self, user_id: str | None, history: Sequence[str], k: int, allowed: np.ndarray | None
+    ) -> Found:
+        """The k best items: by the user's model, else by the history, else what most have.
+
+        Args:
+            user_id: who asks; what the run knows them to have seen is left out.
+            history: item ids of someone the model does not know; unknown ones count for nothing.
+            allowed: (I,) bool, items that may be answered; none: all.
+        """
+        row = self._users.get(user_id or "")
+        own = np.unique(self.rows(history))
+        source: Source = "popularity"
+        if row is not None and self.knows(user_id):
+            values, source = self._scorer.score_block(np.array([row])), "model"
+        elif len(own):
+            ones = np.ones(len(own), np.float32)
+            known = csr_matrix((ones, own, [0, len(own)]), (1, len(self.titles)))
+            values, source = self._scorer.score_histories(known), "history"
+        else:
+            values = self._popularity.score_block(np.zeros(1, np.int64))
+        values = np.array(values, np.float32)
+        values[:, own] = -np.inf
+        if row is not None:
+            values[0, self._seen[row].indices] = -np.inf
+        if allowed is not None:
+            values[:, ~allowed] = -np.inf
+        items, scores = top_k(values, k)
+        return _found(items[0], scores[0], source)
+
+    def similar(self, item_id: str, k: int) -> Found:
+        """The k items nearest to one, by cosine of the model's item vectors.
+
+        Raises:
+            UnknownError: the run does not have this item.
+        """
+        row = self._items.get(item_id)
+        if row is None:
+            raise UnknownError(f"no item '{item_id}'")
+        values = (self._directions @ self._directions[row])[None]
+        values[0, row] = -np.inf
+        items, scores = top_k(values, k)
+        return _found(items[0], scores[0], "model")
+
+    def allowed(self, excluded: Sequence[str], where: Mapping[str, str]) -> np.ndarray | None:
+        """(I,) bool: items that a request's filters leave; none: they leave all.
+
+        Args:
+            excluded: item ids.
+            where: column → value that one of the item's values must equal, case aside.
+
+        Raises:
+            UnknownError: items have no such column of text.
+        """
+        if not excluded and not where:
+            return None
+        left = np.ones(len(self.titles), dtype=bool)
+        for column, value in where.items():
+            rows = self._values(column).get(value.strip().casefold(), [])
+            left &= np.isin(np.arange(len(left)), rows)
+        left[self.rows(excluded)] = False
+        return left
+
+    @cached_property
+    def _directions(self) -> np.ndarray:
+        vectors = np.array(self._scorer.item_vectors(), np.float32)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        found: np.ndarray = vectors / np.maximum(lengths, 1e-12)
+        return found
+
+    @cached_property
+    def _columns(self) -> dict[str, dict[str, list[int]]]:
+        return {}
+
+    def _values(self, column: str) -> dict[str, list[int]]:
+        """Value → item rows of a column; cells are split at | ; and comma."""
+        names = [name for name in self.dataset.items.column_names if name != TITLE]
+        if column not in names:
+            raise UnknownError(f"items have no column '{column}': {nearest(column, names)}")
+        if column not in self._columns:
+            found: dict[str, list[int]] = {}
+            for row, cell in enumerate(self.dataset.items[column].to_pylist()):
+                for value in _parts(cell):
+                    found.setdefault(value, []).append(row)
+            self._columns[column] = found
+        return self._columns[column]
+
+
+def _parts(cell: Any) -> set[str]:
+    if cell is None:
+        return set()
+    parts = {part.strip().casefold() for part in re.split(r"[|;,]", str(cell))}
+    return {str(cell).strip().casefold(), *parts}
+
+
+def _found(items: np.ndarray, scores: np.ndarray, source: Source) -> Found:
+    filled = items != NO_ITEM
+    return Found(items[filled], scores[filled], source)

@@ -1,0 +1,375 @@
+"""The HTTP routes around a shelf: requests checked, answers kept, problems told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import Path as UrlPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import generate_latest
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from raysys import __version__
+from raysys.errors import UserError
+from raysys.observe import get_logger
+from raysys.schema import ITEM_ID, RANK, RECOMMENDATIONS_FILE, SCORE, USER_ID
+from raysys.serving.doors import Gate, who_is
+from raysys.serving.messages import (
+    Answer,
+    BatchAnswer,
+    BatchEntry,
+    Item,
+    Model,
+    Models,
+    Problem,
+    Recommend,
+    RecommendBatch,
+    Similar,
+    Status,
+)
+from raysys.serving.middleware import BodyLimit, Figures, Measured
+from raysys.serving.published import served_run
+from raysys.serving.settings import MAX_ID, MAX_K, ServeSettings
+from raysys.serving.shelf import Found, Shelf, UnknownError
+from raysys.store import read_table
+
+#: Catalogues up to here are ranked in the event loop: sooner done than handed to a thread.
+_SMALL = 50_000
+_PROBLEM = "application/problem+json"
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version and its shelf."""
+
+    version: str
+    shelf: Shelf
+
+
+class Holder:
+    """The model that is served now; another one is swapped in between two requests.
+
+    Args:
+        folder: a run, or a folder of published models.
+
+    Raises:
+        UserError: there is no model that can be served.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._refused = ""
+        version, run = served_run(folder)
+        self.served = Served(version, Shelf(run))
+
+    def look(self) -> bool:
+        """Swap in what was published since; whether there was something. Never raises.
+
+        A version that cannot be loaded is refused once, and the one before goes on.
+        """
+        try:
+            version, run = served_run(self._folder)
+        except UserError as error:
+            logger.error("the model stays as it is: %s", error)
+            return False
+        if version in (self.served.version, self._refused):
+            return False
+        try:
+            self.served = Served(version, Shelf(run))
+        except Exception as error:
+            self._refused = version
+            logger.error("version %s is not served: %s", version, error)
+            return False
+        logger.info("version %s is served", version)
+        return True
+
+
+class ListCache:
+    """The latest answers as JSON, until they are too old or another model is served."""
+
+    def __init__(self, size: int, seconds: float) -> None:
+        self._size, self._seconds = size, seconds
+        self._kept: OrderedDict[tuple[Any, ...], tuple[float, bytes]] = OrderedDict()
+
+    def get(self, key: tuple[Any, ...]) -> bytes | None:
+        """What is kept under a key."""
+        found = self._kept.get(key)
+        if found is None or found[0] < time.monotonic():
+            return None
+        self._kept.move_to_end(key)
+        return found[1]
+
+    def put(self, key: tuple[Any, ...], value: bytes) -> None:
+        """Keep an answer; the one asked for longest ago makes room."""
+        if self._size:
+            self._kept[key] = (time.monotonic() + self._seconds, value)
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+
+
+def web_app(
+    settings: ServeSettings, keys: Mapping[str, str], gate: Gate, holder: Holder
+) -> FastAPI:
+    """The routes.
+
+    Args:
+        keys: digest → name; see `raysys.serving.doors.load_keys`.
+        gate: how often a key may call.
+        holder: the model.
+    """
+    figures, cache = Figures(), ListCache(settings.cache_lists, settings.cache_s)
+    if settings.warm:
+        _warm(cache, holder.served, settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(_watch(settings, holder, cache, figures))
+        yield
+        watching.cancel()
+
+    web = FastAPI(
+        title="raysys",
+        version=__version__,
+        summary="Recommendations from a trained run.",
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    _tell_problems(web)
+    web.add_middleware(BodyLimit)
+    web.add_middleware(Measured, figures=figures)
+
+    async def check(
+        response: Response, authorization: Annotated[str, Header(max_length=512)] = ""
+    ) -> None:
+        name = who_is(authorization.removeprefix("Bearer "), keys)
+        if name is None:
+            raise HTTPException(401, "send a key as `Authorization: Bearer KEY`")
+        if not await gate.enter(name):
+            headers = {"Retry-After": str(gate.retry_after_s)}
+            raise HTTPException(429, "this key has used up its rate", headers)
+
+    guarded = [Depends(check)]
+    told: dict[int | str, dict[str, Any]] = {
+        code: {"model": Problem, "description": text}
+        for code, text in {
+            401: "No key, or a wrong one.",
+            404: "An unknown user, item or column.",
+            413: "The body is too large.",
+            422: "The request is not of the right form.",
+            429: "The key has used up its rate: see Retry-After.",
+        }.items()
+    }
+
+    async def answered(asked: Recommend) -> bytes:
+        served = holder.served
+        key = _cache_key(served, asked)
+        kept = cache.get(key)
+        if kept is not None:
+            figures.cached.inc()
+            return kept
+        answer: Answer = await _in_time(served.shelf, lambda: _answer(served, asked))
+        figures.sources.labels(answer.source).inc()
+        found: bytes = answer.model_dump_json().encode()
+        cache.put(key, found)
+        return found
+
+    @web.post("/v1/recommend", response_model=Answer, responses=told, dependencies=guarded)
+    async def recommend(asked: Recommend) -> Response:
+        """The best items for a known user, or for someone new by what they have."""
+        return _json(await answered(asked))
+
+    @web.post(
+        "/v1/recommend:batch", response_model=BatchAnswer, responses=told, dependencies=guarded
+    )
+    async def recommend_batch(asked: RecommendBatch) -> Response:
+        """Several questions at once; one that cannot be answered does not stop the others."""
+        entries = []
+        for one in asked.requests:
+            try:
+                entries.append(b'{"answer":' + await answered(one) + b',"problem":null}')
+            except UnknownError as error:
+                entry = BatchEntry(problem=_problem(404, str(error)))
+                entries.append(entry.model_dump_json().encode())
+        return _json(b'{"entries":[' + b",".join(entries) + b"]}")
+
+    @web.get("/v1/recommend/{user_id}", response_model=Answer, responses=told, dependencies=guarded)
+    async def recommend_user(
+        user_id: Annotated[str, UrlPath(max_length=MAX_ID)],
+        k: Annotated[int, Query(ge=1, le=MAX_K)] = 10,
+    ) -> Response:
+        """The same by user and k alone, to try with curl."""
+        return _json(await answered(Recommend(user_id=user_id, k=k)))
+
+    @web.get("/v1/items/{item_id}/similar", responses=told, dependencies=guarded)
+    async def similar(
+        item_id: Annotated[str, UrlPath(max_length=MAX_ID)],
+        k: Annotated[int, Query(ge=1, le=MAX_K)] = 10,
+    ) -> Similar:
+        """The items that the model sees nearest to one."""
+        served = holder.served
+        found = await _in_time(served.shelf, lambda: served.shelf.similar(item_id, k))
+        items = _items(served.shelf, found)
+        return Similar(
+            item_id=item_id, model=served.shelf.model, version=_version(served), items=items
+        )
+
+    @web.get("/v1/models", dependencies=guarded, responses=told)
+    async def models() -> Models:
+        """What is served."""
+        served = holder.served
+        users, items = served.shelf.dataset.shape
+        one = Model(name=served.shelf.model, version=_version(served), users=users, items=items)
+        return Models(models=[one])
+
+    @web.get("/healthz")
+    async def healthz() -> Status:
+        """The process answers."""
+        return Status(status="ok")
+
+    @web.get("/readyz")
+    async def readyz() -> Status:
+        """A model is loaded."""
+        return Status(status="ok")
+
+    @web.get("/metrics", dependencies=guarded, include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(figures.registry), media_type="text/plain; version=0.0.4")
+
+    return web
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+async def _in_time(shelf: Shelf, work: Callable[[], Any]) -> Any:
+    """Do it here, or on a thread where it takes long enough to hold others up."""
+    if len(shelf.titles) <= _SMALL:
+        return work()
+    return await run_in_threadpool(work)
+
+
+def _answer(served: Served, asked: Recommend) -> Answer:
+    shelf, filters = served.shelf, asked.filters
+    allowed = shelf.allowed(filters.exclude, filters.where)
+    found = shelf.recommend(asked.user_id, asked.history, asked.k, allowed)
+    return Answer(
+        user_id=asked.user_id,
+        model=shelf.model,
+        version=_version(served),
+        source=found.source,
+        items=_items(shelf, found),
+    )
+
+
+def _items(shelf: Shelf, found: Found) -> list[Item]:
+    return [
+        Item.model_construct(
+            item_id=shelf.dataset.item_ids[row], title=shelf.titles[row], score=float(score)
+        )
+        for row, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
+    ]
+
+
+def _version(served: Served) -> str:
+    return served.version or served.shelf.version
+
+
+def _cache_key(served: Served, asked: Recommend) -> tuple[Any, ...]:
+    history = () if served.shelf.knows(asked.user_id) else tuple(sorted(set(asked.history)))
+    where = tuple(sorted(asked.filters.where.items()))
+    excluded = tuple(sorted(set(asked.filters.exclude)))
+    return (id(served), asked.user_id, history, asked.k, where, excluded)
+
+
+def _warm(cache: ListCache, served: Served, settings: ServeSettings) -> None:
+    """Keep the run's own lists of the default length, as far as there is room."""
+    _, run = served_run(settings.run)
+    path = run / "recommend" / RECOMMENDATIONS_FILE
+    if not path.is_file():
+        return
+    k = Recommend.model_fields["k"].default
+    shelf = served.shelf
+    lists: dict[str, list[dict[str, Any]]] = {}
+    for row in read_table(path, [USER_ID, RANK, ITEM_ID, SCORE]).to_pylist():
+        if row[RANK] <= k:
+            lists.setdefault(row[USER_ID], []).append(row)
+        if len(lists) > settings.cache_lists:
+            break
+    for user_id, rows in list(lists.items())[: settings.cache_lists]:
+        places = shelf.rows(row[ITEM_ID] for row in rows)
+        if len(rows) < k or not shelf.knows(user_id):
+            continue
+        scores = [row[SCORE] for row in rows]
+        items = [
+            Item(item_id=shelf.dataset.item_ids[place], title=shelf.titles[place], score=score)
+            for place, score in zip(places.tolist(), scores, strict=True)
+        ]
+        answer = Answer(
+            user_id=user_id,
+            model=shelf.model,
+            version=_version(served),
+            source="model",
+            items=items,
+        )
+        key = _cache_key(served, Recommend(user_id=user_id))
+        cache.put(key, answer.model_dump_json().encode())
+
+
+async def _watch(
+    settings: ServeSettings, holder: Holder, cache: ListCache, figures: Figures
+) -> None:
+    """Look for a newly published model until cancelled."""
+    while True:
+        await asyncio.sleep(settings.watch_s)
+        if await run_in_threadpool(holder.look):
+            figures.swapped.inc()
+            if settings.warm:
+                await run_in_threadpool(_warm, cache, holder.served, settings)
+
+
+def _problem(status: int, detail: str) -> Problem:
+    from http import HTTPStatus
+
+    return Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
+
+
+def _told(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    content = _problem(status, detail).model_dump()
+    return JSONResponse(content, status, dict(headers or {}), media_type=_PROBLEM)
+
+
+def _tell_problems(web: FastAPI) -> None:
+    """Every error as problem+json, without anything of our inside."""
+
+    @web.exception_handler(AnyHTTPException)
+    async def http(_: Request, error: AnyHTTPException) -> JSONResponse:
+        return _told(error.status_code, str(error.detail), error.headers)
+
+    @web.exception_handler(RequestValidationError)
+    async def form(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return _told(422, f"{place}: {first['msg']}"[:500])
+
+    @web.exception_handler(UnknownError)
+    async def unknown(_: Request, error: UnknownError) -> JSONResponse:
+        return _told(404, str(error)[:500])
+
+    @web.exception_handler(Exception)
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        logger.exception("a request failed", exc_info=error)
+        return _told(500, "a fault of ours; it is in the log")
