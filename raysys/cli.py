@@ -464,46 +464,28 @@ def serve(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A finished run, or a folder of published models.")
     ],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8000,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port; else the profile's, 8000.")
+    ] = None,
     api_key_file: Annotated[
         Path | None,
         typer.Option(help="Lines of `raysys key NAME`, or one key; none: RAYSYS_API_KEY."),
     ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="A Serve config such as serve/throughput.yaml.")
+    ] = None,
+    haproxy: Annotated[
+        bool, typer.Option("--haproxy", help="HAProxy in front: many more requests a second.")
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="A setting: doors.burst=20 …; repeatable.")
     ] = None,
 ) -> None:
     """Answer recommendation requests until stopped (ctrl-c or SIGTERM)."""
-    import signal
-    import threading
+    from raysys.serving.command import serve_until_stopped
 
-    from raysys.cluster import ClusterSettings, connect
-    from raysys.serving.app import start
-    from raysys.serving.doors import KEY_VARIABLE, load_keys
-    from raysys.serving.settings import ServeSettings
-    from raysys.settings import override_values, parse_settings
-
-    values: dict[str, Any] = {"run": folder, "doors": {}}
-    if api_key_file is not None:
-        values["doors"]["key_file"] = api_key_file
-    override_values(values, settings or [])
-    wanted = parse_settings(ServeSettings, values, source="raysys serve")
-    keys, fresh = load_keys(wanted.doors.key_file)
-    with connect(ClusterSettings()):
-        start(wanted, keys, port)
-        stopped = threading.Event()
-        # Ray sets handlers of its own when it starts.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stopped.set())
-        if fresh:
-            typer.echo(f"the key for this session ({KEY_VARIABLE} sets your own): {fresh}")
-            typer.echo(
-                f"try: curl -H 'Authorization: Bearer {fresh}' "
-                f"'http://127.0.0.1:{port}/v1/recommend/USER_ID?k=10'"
-            )
-        typer.echo(f"serving {folder} on http://127.0.0.1:{port}  (ctrl-c stops it)")
-        sys.stdout.flush()
-        stopped.wait()
+    overrides = [*(settings or []), *([f"doors.key_file={api_key_file}"] if api_key_file else [])]
+    serve_until_stopped(folder, profile, port, overrides, haproxy=haproxy, say=typer.echo)
 
 
 @app.command()

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 
 from raysys.serving.doors import Allowances, Gate, digest_of, load_keys
+from raysys.serving.profiles import DeploymentSettings, Profile
 from raysys.serving.published import served_run
 from raysys.serving.settings import ServeSettings
 from raysys.serving.shelf import Shelf
 from raysys.serving.web import Holder, web_app
 
 NAME, INGRESS, RATES = "raysys", "Ingress", "Rates"
-#: Seconds after which Serve gives up a request, whatever became of it.
-TIMEOUT_S = 65.0
 
 
-def application(settings: ServeSettings, keys: dict[str, str] | None = None) -> Any:
+def application(
+    settings: ServeSettings,
+    keys: dict[str, str] | None = None,
+    deployments: Sequence[DeploymentSettings] = (),
+) -> Any:
     """The Serve application: routes and retrieval in one deployment, rates in another.
 
     Args:
         settings: see `ServeSettings`.
         keys: digest → name; none: those of `settings.doors`.
+        deployments: what differs from the defaults, as in a profile.
 
     Raises:
         UserError: no model can be served, or there is no key.
@@ -85,20 +90,21 @@ def application(settings: ServeSettings, keys: dict[str, str] | None = None) -> 
         def check_health(self) -> None:
             """The process answers; the model was checked when it was loaded."""
 
-    bound: Any = Ingress
-    limited: Any = Rates
-    return bound.bind(limited.bind())
+    bound: dict[str, Any] = {INGRESS: Ingress, RATES: Rates}
+    for one in deployments:
+        bound[one.name] = bound[one.name].options(**one.options())
+    return bound[INGRESS].bind(bound[RATES].bind())
 
 
-def start(settings: ServeSettings, keys: dict[str, str], port: int) -> None:
-    """Deploy on the connected local Ray, on loopback only; returns when it answers."""
+def start(settings: ServeSettings, keys: dict[str, str], profile: Profile) -> None:
+    """Deploy on the connected local Ray; returns when it answers."""
     from ray import serve
     from ray.serve.config import HTTPOptions
 
     resolved = settings.model_copy(update={"run": settings.run.resolve()})
-    bound = application(resolved, keys)
-    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port, request_timeout_s=TIMEOUT_S))
-    serve.run(bound, name=NAME, route_prefix="/")
+    bound = application(resolved, keys, profile.application.deployments)
+    serve.start(http_options=HTTPOptions(**profile.http_options.model_dump()))
+    serve.run(bound, name=NAME, route_prefix=profile.application.route_prefix)
 
 
 def local_app(settings: ServeSettings, key: str) -> FastAPI:

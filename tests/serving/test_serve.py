@@ -19,6 +19,7 @@ from raysys.cluster import Resources
 from raysys.errors import UserError
 from raysys.serving.app import application, start
 from raysys.serving.doors import digest_of
+from raysys.serving.profiles import HttpSettings, Profile
 from raysys.serving.settings import ServeSettings
 
 
@@ -41,7 +42,8 @@ def test_serve_answers_and_nothing_listens_beyond_loopback(run: Path, local_ray:
     port = free_port()
     doors = {"requests_per_second": 1.0, "burst": 5}
     settings = ServeSettings.model_validate({"run": run, "doors": doors})
-    start(settings, {digest_of("secret"): "test"}, port)
+    profile = Profile(http_options=HttpSettings(port=port))
+    start(settings, {digest_of("secret"): "test"}, profile)
     try:
         url = f"http://127.0.0.1:{port}/v1/recommend"
         asked = {"user_id": "u2", "k": 5}
