@@ -537,3 +537,46 @@ def rollback(
 
     pointer = go_back(folder.resolve())
     _print(as_json, pointer.model_dump(), [f"version {pointer.version} is served from {folder}"])
+
+
+@app.command()
+def loadtest(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run that is served.")],
+    url: Annotated[str, typer.Option(help="Of the endpoint.")] = "http://127.0.0.1:8000",
+    key_variable: Annotated[
+        str, typer.Option(help="Environment variable with the key.")
+    ] = "RAYSYS_API_KEY",
+    connections: Annotated[int, typer.Option(help="Open at once.")] = 16,
+    seconds: Annotated[float, typer.Option(help="How long.")] = 10.0,
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a second; none: as fast as answers come.")
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, max=100, help="Length of the lists.")] = 10,
+    plot: Annotated[Path | None, typer.Option(help="A PNG file to draw.")] = None,
+    elsewhere: Annotated[
+        bool, typer.Option("--elsewhere", help="Allow another machine than this one.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Put load on an endpoint: requests a second, latencies, refusals and errors."""
+    import os
+
+    from raysys.data.dataset import Dataset
+    from raysys.serving.loadtest import draw_load, put_load
+    from raysys.serving.published import served_run
+
+    _, run = served_run(run_folder)
+    users = Dataset.load(run / "data").user_ids[:1000]
+    load = put_load(
+        f"{url.rstrip('/')}/v1/recommend",
+        os.environ.get(key_variable, ""),
+        [{"user_id": user, "k": k} for user in users],
+        connections=connections,
+        seconds=seconds,
+        rate=rate,
+        elsewhere=elsewhere,
+    )
+    if plot is not None:
+        draw_load(load, plot)
+    figures = load.figures()
+    _print(as_json, figures, [f"{name}: {value:g}" for name, value in figures.items()])
