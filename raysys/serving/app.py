@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ from raysys.serving.published import served_run
 from raysys.serving.settings import ServeSettings
 from raysys.serving.shelf import Shelf
 from raysys.serving.web import Holder, web_app
+from raysys.text.engine_http import Caller
+from raysys.text.rerank import RerankSettings
 
-NAME, INGRESS, RATES = "raysys", "Ingress", "Rates"
+NAME, INGRESS, RATES, LANGUAGE_MODEL = "raysys", "Ingress", "Rates", "LanguageModel"
 
 
 def application(
@@ -71,7 +74,37 @@ def application(
 
         doors = settings.doors
         gate = Gate(lease, doors.requests_per_second, doors.burst)
-        return web_app(settings, known, gate, Holder(settings.run))
+        if settings.rerank is None:
+            return web_app(settings, known, gate, Holder(settings))
+        language_model = serve.get_deployment_handle(LANGUAGE_MODEL, NAME)
+
+        async def ask(row: dict[str, Any]) -> dict[str, Any]:
+            reply: dict[str, Any] = await language_model.ask.remote(row)
+            return reply
+
+        return web_app(settings, known, gate, Holder(settings, ask))
+
+    @serve.deployment(
+        name=LANGUAGE_MODEL,
+        ray_actor_options={"num_cpus": 0.1},
+        max_ongoing_requests=64,
+        # A question that would wait too long is refused at once, and its list is degraded.
+        max_queued_requests=128,
+    )
+    class LanguageModel:
+        """Asks the endpoint of the language model; cancelled with the request that asked."""
+
+        def __init__(self) -> None:
+            _replica_on_loopback()
+            assert settings.rerank is not None
+            self._caller = caller_of(settings.rerank)
+
+        async def ask(self, row: dict[str, Any]) -> dict[str, Any]:
+            """A reply."""
+            return await self._caller.answer(row)
+
+        def check_health(self) -> None:
+            """The process answers; the endpoint may be away, and lists are degraded then."""
 
     @serve.deployment(
         name=INGRESS,
@@ -84,16 +117,25 @@ def application(
     class Ingress:
         """Serve's shell around the routes."""
 
-        def __init__(self, rates: Any) -> None:
-            self._rates = rates
+        def __init__(self, *others: Any) -> None:
+            self._others = others
 
         def check_health(self) -> None:
             """The process answers; the model was checked when it was loaded."""
 
-    bound: dict[str, Any] = {INGRESS: Ingress, RATES: Rates}
+    bound: dict[str, Any] = {INGRESS: Ingress, RATES: Rates, LANGUAGE_MODEL: LanguageModel}
     for one in deployments:
         bound[one.name] = bound[one.name].options(**one.options())
-    return bound[INGRESS].bind(bound[RATES].bind())
+    others = [bound[RATES].bind()]
+    if settings.rerank is not None:
+        others.append(bound[LANGUAGE_MODEL].bind())
+    return bound[INGRESS].bind(*others)
+
+
+def caller_of(rerank: RerankSettings) -> Caller:
+    """What asks the endpoint; its key is in the environment."""
+    key = os.environ.get(rerank.engine.http.api_key_env, "")
+    return Caller(rerank.engine, rerank.sampling, 1, key)
 
 
 def start(settings: ServeSettings, keys: dict[str, str], profile: Profile) -> None:
@@ -116,7 +158,8 @@ def local_app(settings: ServeSettings, key: str) -> FastAPI:
         return allowances.lease(name, wanted)
 
     gate = Gate(lease, doors.requests_per_second, doors.burst)
-    return web_app(settings, {digest_of(key): "local"}, gate, Holder(settings.run))
+    ask = None if settings.rerank is None else caller_of(settings.rerank).answer
+    return web_app(settings, {digest_of(key): "local"}, gate, Holder(settings, ask))
 
 
 def _replica_on_loopback() -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from raysys.serving.settings import MAX_BATCH, MAX_EXCLUDED, MAX_HISTORY, MAX_ID, MAX_K
+from raysys.serving.settings import (
+    MAX_BATCH,
+    MAX_EXCLUDED,
+    MAX_EXPLAINED,
+    MAX_HISTORY,
+    MAX_ID,
+    MAX_K,
+)
 from raysys.serving.shelf import Source
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
@@ -28,15 +35,30 @@ class Filters(Request):
     """Item column → value, case aside: `{"genres": "Comedy"}`. All must hold."""
 
 
-class Recommend(Request):
-    """A question: for a known user, or for someone new by what they have."""
+class Asking(Request):
+    """Who asks: a known user, or someone new by what they have."""
 
     user_id: Id | None = None
     """A user; whom the run does not know is answered by `history`."""
     history: list[Id] = Field(default_factory=list, max_length=MAX_HISTORY)
     """Item ids that someone new has or likes; unknown ones count for nothing."""
+    deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
+    """Until when the language model may answer; none: the server's."""
+
+    @model_validator(mode="after")
+    def _someone(self) -> Self:
+        if self.user_id is None and not self.history:
+            raise ValueError("send user_id, or history for someone new")
+        return self
+
+
+class Recommend(Asking):
+    """A question for a list."""
+
     k: int = Field(default=10, ge=1, le=MAX_K)
     """Length of the list."""
+    rerank: Literal["off", "auto", "prompt", "pairwise", "batches", "relevancy"] = "auto"
+    """`auto`: where it helped on validation. A method: always, and in this way."""
     filters: Filters = Filters()
     """What may be answered."""
 
@@ -49,11 +71,12 @@ class Recommend(Request):
         }
     )
 
-    @model_validator(mode="after")
-    def _someone(self) -> Recommend:
-        if self.user_id is None and not self.history:
-            raise ValueError("send user_id, or history for someone new")
-        return self
+
+class Explain(Asking):
+    """A question for reasons."""
+
+    item_ids: list[Id] = Field(min_length=1, max_length=MAX_EXPLAINED)
+    """What is to be explained."""
 
 
 class RecommendBatch(Request):
@@ -69,6 +92,8 @@ class Item(BaseModel):
     item_id: str
     title: str | None
     score: float
+    graph_rank: int | None = None
+    """Its place before it was reranked, from 1."""
 
 
 class Answer(BaseModel):
@@ -78,6 +103,12 @@ class Answer(BaseModel):
     model: str
     version: str
     source: Source
+    reranked: bool = False
+    """Whether the language model's order counts in it."""
+    degraded: bool = False
+    """Whether it was to be reranked and could not be, so that it is in the retrieval's order."""
+    reason: str | None = None
+    """Why it is degraded."""
     items: list[Item]
 
 

@@ -78,6 +78,12 @@ class Figures:
         self.sources = Counter(
             "raysys_lists", "Lists by how they came about.", ("source",), registry=self.registry
         )
+        self.orders = Counter(
+            "raysys_orders",
+            "Lists by whose order they are in: retrieved, reranked, degraded.",
+            ("order",),
+            registry=self.registry,
+        )
         self.cached = Counter("raysys_cached_lists", "Lists from memory.", registry=self.registry)
         self.swapped = Counter("raysys_model_swaps", "Models swapped in.", registry=self.registry)
         self.open = Gauge("raysys_open_requests", "Requests at work.", registry=self.registry)

@@ -39,7 +39,7 @@ class AutoscalingSettings(Settings):
 class DeploymentSettings(Settings):
     """One deployment of the application."""
 
-    name: Literal["Ingress", "Rates"]
+    name: Literal["Ingress", "Rates", "LanguageModel"]
     """Which."""
     num_replicas: int | None = Field(default=None, ge=1)
     """A fixed number; not with `autoscaling_config`."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raysys.settings import Settings
+from raysys.text.rerank import RerankSettings
 
 #: Limits on what a caller may send; see docs/serving.md.
-MAX_K, MAX_HISTORY, MAX_EXCLUDED, MAX_ID, MAX_BATCH = 100, 500, 500, 256, 64
+MAX_K, MAX_HISTORY, MAX_EXCLUDED, MAX_ID = 100, 500, 500, 256
+MAX_BATCH, MAX_EXPLAINED = 64, 5
 MAX_BODY_BYTES = 64 << 10
 
 
@@ -31,8 +33,11 @@ class ServeSettings(Settings):
     """A finished run, or a folder of published models (`raysys publish`)."""
     doors: DoorSettings = DoorSettings()
     """Who may call, and how often."""
+    rerank: RerankSettings | None = None
+    """How a language model reranks and explains, by an OpenAI-compatible endpoint
+    (`engine.kind = http`); none: it does not."""
     deadline_s: float = Field(default=2.0, gt=0, le=60)
-    """Of a request that names none: then the retrieval's order is answered."""
+    """Of a request that names none: what is not reranked by then keeps the retrieval's order."""
     cache_lists: int = Field(default=10_000, ge=0)
     """Answers kept in each replica; 0: none."""
     cache_s: float = Field(default=300.0, gt=0)
@@ -41,3 +46,13 @@ class ServeSettings(Settings):
     """Fill the cache with the run's own lists at the start."""
     watch_s: float = Field(default=1.0, gt=0)
     """Seconds between looks for a newly published model."""
+
+    @field_validator("rerank")
+    @classmethod
+    def _online(cls, value: RerankSettings | None) -> RerankSettings | None:
+        if value is not None and value.engine.kind != "http":
+            raise ValueError(
+                f"engine.kind '{value.engine.kind}' writes in batches; a server asks an endpoint: "
+                "set engine.kind = http and engine.http.base_url"
+            )
+        return value

@@ -80,6 +80,10 @@ class Shelf:
         found = (self._items.get(one) for one in item_ids)
         return np.array([row for row in found if row is not None], np.int64)
 
+    def user_row(self, user_id: str | None) -> int | None:
+        """Row of a user of the run."""
+        return self._users.get(user_id or "")
+
     def knows(self, user_id: str | None) -> bool:
         """Whether the model has learnt something of this user."""
         row = self._users.get(user_id or "")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi import Path as UrlPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -26,8 +27,10 @@ from raysys.schema import ITEM_ID, RANK, RECOMMENDATIONS_FILE, SCORE, USER_ID
 from raysys.serving.doors import Gate, who_is
 from raysys.serving.messages import (
     Answer,
+    Asking,
     BatchAnswer,
     BatchEntry,
+    Explain,
     Item,
     Model,
     Models,
@@ -39,6 +42,7 @@ from raysys.serving.messages import (
 )
 from raysys.serving.middleware import BodyLimit, Figures, Measured
 from raysys.serving.published import served_run
+from raysys.serving.reranking import Ask, Ordered, Reranker
 from raysys.serving.settings import MAX_ID, MAX_K, ServeSettings
 from raysys.serving.shelf import Found, Shelf, UnknownError
 from raysys.store import read_table
@@ -51,27 +55,34 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Served:
-    """A version and its shelf."""
+    """A version, its shelf, and what reranks it, if there is a language model."""
 
     version: str
     shelf: Shelf
+    reranker: Reranker | None
 
 
 class Holder:
     """The model that is served now; another one is swapped in between two requests.
 
     Args:
-        folder: a run, or a folder of published models.
+        settings: whose run, or folder of published models, is served.
+        ask: the language model; none: nothing is reranked.
 
     Raises:
         UserError: there is no model that can be served.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, settings: ServeSettings, ask: Ask | None = None) -> None:
+        self._settings, self._ask = settings, ask
         self._refused = ""
-        version, run = served_run(folder)
-        self.served = Served(version, Shelf(run))
+        self.served = self._load(*served_run(settings.run))
+
+    def _load(self, version: str, run: Path) -> Served:
+        shelf, rerank = Shelf(run), self._settings.rerank
+        if rerank is None or self._ask is None:
+            return Served(version, shelf, None)
+        return Served(version, shelf, Reranker(rerank, shelf, run, self._ask))
 
     def look(self) -> bool:
         """Swap in what was published since; whether there was something. Never raises.
@@ -79,14 +90,14 @@ class Holder:
         A version that cannot be loaded is refused once, and the one before goes on.
         """
         try:
-            version, run = served_run(self._folder)
+            version, run = served_run(self._settings.run)
         except UserError as error:
             logger.error("the model stays as it is: %s", error)
             return False
         if version in (self.served.version, self._refused):
             return False
         try:
-            self.served = Served(version, Shelf(run))
+            self.served = self._load(version, run)
         except Exception as error:
             self._refused = version
             logger.error("version %s is not served: %s", version, error)
@@ -170,6 +181,7 @@ def web_app(
             413: "The body is too large.",
             422: "The request is not of the right form.",
             429: "The key has used up its rate: see Retry-After.",
+            501: "No language model is configured.",
         }.items()
     }
 
@@ -180,10 +192,20 @@ def web_app(
         if kept is not None:
             figures.cached.inc()
             return kept
-        answer: Answer = await _in_time(served.shelf, lambda: _answer(served, asked))
+        start = time.monotonic()
+        asking = _asking(served, asked)
+        ordered: Ordered = await _in_time(served.shelf, lambda: _retrieved(served, asked, asking))
+        if asking is not None:
+            late = start + _seconds(settings, asked) - time.monotonic()
+            ordered = await asking.order(
+                asked.user_id, asked.history, ordered.found, asked.rerank, late
+            )
+        answer = _answer(served, asked, ordered)
         figures.sources.labels(answer.source).inc()
+        figures.orders.labels(_named(answer)).inc()
         found: bytes = answer.model_dump_json().encode()
-        cache.put(key, found)
+        if not answer.degraded:
+            cache.put(key, found)
         return found
 
     @web.post("/v1/recommend", response_model=Answer, responses=told, dependencies=guarded)
@@ -221,10 +243,25 @@ def web_app(
         """The items that the model sees nearest to one."""
         served = holder.served
         found = await _in_time(served.shelf, lambda: served.shelf.similar(item_id, k))
-        items = _items(served.shelf, found)
+        items = _items(served.shelf, found, [None] * len(found.items))
         return Similar(
             item_id=item_id, model=served.shelf.model, version=_version(served), items=items
         )
+
+    @web.post("/v1/explain", responses=told, dependencies=guarded)
+    async def explain(asked: Explain) -> Response:
+        """Why items are recommended, as server-sent events: `claims` for each item, then `done`."""
+        served = holder.served
+        rows = [int(row) for row in served.shelf.rows(asked.item_ids)]
+        if len(rows) < len(asked.item_ids):
+            unknown = [one for one in asked.item_ids if not len(served.shelf.rows([one]))]
+            raise UnknownError(f"no item '{unknown[0]}'")
+        if served.reranker is None:
+            raise HTTPException(501, "no language model is configured")
+        found = served.reranker.explain(
+            asked.user_id, asked.history, rows, _seconds(settings, asked)
+        )
+        return StreamingResponse(_events(served.shelf, found), media_type="text/event-stream")
 
     @web.get("/v1/models", dependencies=guarded, responses=told)
     async def models() -> Models:
@@ -262,25 +299,60 @@ async def _in_time(shelf: Shelf, work: Callable[[], Any]) -> Any:
     return await run_in_threadpool(work)
 
 
-def _answer(served: Served, asked: Recommend) -> Answer:
+def _asking(served: Served, asked: Recommend) -> Reranker | None:
+    """What reranks this list, if it is to be."""
+    if served.reranker is None:
+        return None
+    wanted = served.reranker.wants(asked.user_id, asked.history, asked.rerank)
+    return served.reranker if wanted else None
+
+
+def _seconds(settings: ServeSettings, asked: Asking) -> float:
+    return settings.deadline_s if asked.deadline_ms is None else asked.deadline_ms / 1000
+
+
+def _retrieved(served: Served, asked: Recommend, asking: Reranker | None) -> Ordered:
+    """The list, or the pool that is to be reranked, in the retrieval's order."""
     shelf, filters = served.shelf, asked.filters
     allowed = shelf.allowed(filters.exclude, filters.where)
-    found = shelf.recommend(asked.user_id, asked.history, asked.k, allowed)
+    k = asked.k if asking is None else max(asked.k, asking.pool)
+    found = shelf.recommend(asked.user_id, asked.history, k, allowed)
+    unmet = asking is None and asked.rerank not in ("off", "auto")
+    return Ordered(found, reason="no language model is configured" if unmet else None)
+
+
+def _answer(served: Served, asked: Recommend, ordered: Ordered) -> Answer:
+    shelf, found = served.shelf, ordered.found
+    ranks: list[int | None] = [None] * len(found.items)
+    if ordered.graph_ranks is not None:
+        ranks = list(ordered.graph_ranks)
     return Answer(
         user_id=asked.user_id,
         model=shelf.model,
         version=_version(served),
         source=found.source,
-        items=_items(shelf, found),
+        reranked=ordered.graph_ranks is not None,
+        degraded=ordered.reason is not None,
+        reason=ordered.reason,
+        items=_items(shelf, found, ranks)[: asked.k],
     )
 
 
-def _items(shelf: Shelf, found: Found) -> list[Item]:
+def _named(answer: Answer) -> str:
+    if answer.degraded:
+        return "degraded"
+    return "reranked" if answer.reranked else "retrieved"
+
+
+def _items(shelf: Shelf, found: Found, ranks: Sequence[int | None]) -> list[Item]:
     return [
         Item.model_construct(
-            item_id=shelf.dataset.item_ids[row], title=shelf.titles[row], score=float(score)
+            item_id=shelf.dataset.item_ids[row],
+            title=shelf.titles[row],
+            score=float(score),
+            graph_rank=rank,
         )
-        for row, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
+        for row, score, rank in zip(found.items.tolist(), found.scores.tolist(), ranks, strict=True)
     ]
 
 
@@ -292,7 +364,8 @@ def _cache_key(served: Served, asked: Recommend) -> tuple[Any, ...]:
     history = () if served.shelf.knows(asked.user_id) else tuple(sorted(set(asked.history)))
     where = tuple(sorted(asked.filters.where.items()))
     excluded = tuple(sorted(set(asked.filters.exclude)))
-    return (id(served), asked.user_id, history, asked.k, where, excluded)
+    mode = asked.rerank if served.reranker is not None else "off"
+    return (id(served), asked.user_id, history, asked.k, where, excluded, mode)
 
 
 def _warm(cache: ListCache, served: Served, settings: ServeSettings) -> None:
@@ -327,6 +400,19 @@ def _warm(cache: ListCache, served: Served, settings: ServeSettings) -> None:
         )
         key = _cache_key(served, Recommend(user_id=user_id))
         cache.put(key, answer.model_dump_json().encode())
+
+
+async def _events(shelf: Shelf, found: AsyncIterator[Any]) -> AsyncIterator[str]:
+    """Reasons as server-sent events."""
+    async for row, claims, evidence, source in found:
+        reasons = [
+            {"text": claim.text, "because": [evidence[key] for key in claim.because]}
+            for claim in claims
+        ]
+        item_id = shelf.dataset.item_ids[row]
+        value = {"item_id": item_id, "source": source, "reasons": reasons}
+        yield f"event: claims\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"
+    yield "event: done\ndata: {}\n\n"
 
 
 async def _watch(

@@ -14,6 +14,7 @@ import pyarrow as pa
 from scipy.sparse import csr_matrix
 
 from raysys.data.candidates import drawn_users
+from raysys.data.dataset import Dataset
 from raysys.evaluation.metrics import hit_matrix, paired_bootstrap, ranking_metrics
 from raysys.models.saved import load_model
 from raysys.ranking.fuse import fuse, min_max, order_of
@@ -119,7 +120,7 @@ def _profiles(context: RunContext) -> list[str]:
 def _rerank(context: RunContext, output: Path) -> StageReport:
     settings, dataset = context.settings.rerank, context.dataset
     prompts = settings.prompts()
-    told = _Told(context)
+    told = _told(context)
     with writing(
         RERANK, settings, prompts, context.settings.cluster, context.resources, output
     ) as writer:
@@ -176,37 +177,50 @@ def _rerank(context: RunContext, output: Path) -> StageReport:
     )
 
 
-class _Told:
-    """What the language model is told of users and items."""
+class Told:
+    """What the language model is told of users and items.
 
-    def __init__(self, context: RunContext) -> None:
-        settings, self._dataset = context.settings.rerank, context.dataset
+    Args:
+        settings: how much.
+        dataset: whose train likes and texts.
+        profiles: folder of the users' profiles; none: there are none.
+    """
+
+    def __init__(self, settings: RerankSettings, dataset: Dataset, profiles: Path | None) -> None:
         self.settings = settings
         self.items: list[Shown] = list(
             shown_items(
-                self._dataset.items,
+                dataset.items,
                 settings.item_columns,
                 settings.item_characters,
                 "rerank.item_columns",
             )
         )
-        self.likes = self._dataset.histories(TRAIN)
-        profiles: list[str | None] = [None] * len(self.likes)
-        if _profiles(context) and settings.profile_characters:
-            folder = context.run.path(_USER_PROFILES)
-            profiles = list(summaries_in_order(folder, self._dataset.user_ids))
-        self._profiles = profiles
+        self.likes = dataset.histories(TRAIN)
+        found: list[str | None] = [None] * len(self.likes)
+        if profiles is not None and settings.profile_characters:
+            found = list(summaries_in_order(profiles, dataset.user_ids))
+        self._profiles = found
 
     def of(self, user: int) -> Context:
         """The context of a user row."""
-        latest = self.likes[user][max(0, len(self.likes[user]) - self.settings.liked_items) :]
+        return self.of_items(self.likes[user], self._profiles[user])
+
+    def of_items(self, items: np.ndarray, profile: str | None = None) -> Context:
+        """The context of someone who likes these item rows, oldest first."""
+        latest = items[max(0, len(items) - self.settings.liked_items) :]
         liked = [self.items[item] for item in latest]
-        return context_of(self._profiles[user], liked, self.settings.profile_characters)
+        return context_of(profile, liked, self.settings.profile_characters)
+
+
+def _told(context: RunContext) -> Told:
+    folder = context.run.path(_USER_PROFILES) if _profiles(context) else None
+    return Told(context.settings.rerank, context.dataset, folder)
 
 
 def _ask(
     context: RunContext,
-    told: _Told,
+    told: Told,
     writer: Writer,
     models: str,
     limit: int | None,
@@ -261,7 +275,7 @@ def orders(
 
 
 def choose(
-    settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: _Told
+    settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: Told
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """The weight and segment with the best NDCG@k on validation; weight 0 wins a draw."""
     tried = []
@@ -278,7 +292,7 @@ def choose(
 
 
 def _figures(
-    settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: _Told, choice: Choice
+    settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: Told, choice: Choice
 ) -> dict[str, np.ndarray]:
     """Each metric at k for every user, in the order of `choice`."""
     places, _ = orders(settings, pools, choice, told.likes)
@@ -293,7 +307,7 @@ def _figures(
 
 
 def _measure(
-    settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: _Told, choice: Choice
+    settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: Told, choice: Choice
 ) -> dict[str, Any]:
     """Graph order against reranked, all and by segment, with paired bootstrap intervals."""
     graph = _figures(settings, pools, wanted, told, Choice(0.0, None))
@@ -323,7 +337,7 @@ def _measure(
     }
 
 
-def _table(context: RunContext, pools: Pools, told: _Told, choice: Choice) -> tuple[pa.Table, int]:
+def _table(context: RunContext, pools: Pools, told: Told, choice: Choice) -> tuple[pa.Table, int]:
     """The lists, and how many users have none."""
     dataset, settings = context.dataset, context.settings.rerank
     places, fused = orders(settings, pools, choice, told.likes)
@@ -353,7 +367,7 @@ def _table(context: RunContext, pools: Pools, told: _Told, choice: Choice) -> tu
 
 def _explain(context: RunContext, output: Path) -> StageReport:
     settings, dataset = context.settings.rerank, context.dataset
-    told, prompts = _Told(context), settings.prompts()
+    told, prompts = _told(context), settings.prompts()
     lists = read_table(context.run.path(RERANK) / RECOMMENDATIONS_FILE, RERANKED_SCHEMA.names)
     user_rows: Mapping[str, int] = {name: row for row, name in enumerate(dataset.user_ids)}
     item_rows: Mapping[str, int] = {name: row for row, name in enumerate(dataset.item_ids)}

@@ -114,10 +114,11 @@ class Caller:
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """Answer a block of requests."""
-        rows = await asyncio.gather(*(self._row(row) for row in batch.to_pylist()))
+        rows = await asyncio.gather(*(self.answer(row) for row in batch.to_pylist()))
         yield pa.Table.from_pylist(list(rows), schema=REPLY_SCHEMA)
 
-    async def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+    async def answer(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One request as a reply; what went wrong is in its error. Cancelled, it hangs up."""
         answer = {KEY: row[KEY], REPLY: "", ERROR: "", PROMPT_TOKENS: 0, GENERATED_TOKENS: 0}
         if not row[KEY]:  # fills a block up; see `raysys.text.generation`
             return answer

@@ -136,12 +136,12 @@ def explain(
             kept, dropped = checked(reply.fields[CLAIMS], evidence[name])
             cost = (reply.calls, reply.prompt_tokens, reply.generated_tokens)
         source = "llm" if kept else "template"
-        shown = kept or [_template(context)]
+        shown = kept or [template_of(context)]
         found[name] = Explained(shown, evidence[name], source, dropped, *cost)
     return found
 
 
-def _template(context: Context) -> Claim:
+def template_of(context: Context) -> Claim:
     """What is true without the model: it comes from the likes, the latest of them named."""
     liked = [key for key in context.lines if key[0] == "L"]
     if not liked:

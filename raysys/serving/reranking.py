@@ -1,0 +1,197 @@
+"""Rerank and explain a caller's list while they wait; late or broken, its order stays.
+
+The same methods, prompts, forms and bounds as `raysys rerank`; End-to-End Personalization §2.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysys.ranking.explain import Claim, checked
+from raysys.ranking.fuse import fuse, order_of
+from raysys.ranking.rerank import Answer, MethodSettings, Question, method_of
+from raysys.serving.shelf import Found, Shelf
+from raysys.stages.rerank import CHOICE_FILE, RERANK, Choice, Told
+from raysys.store import read_json
+from raysys.text.choices import CHOICE, ChoiceForm
+from raysys.text.context import Context, item_lines
+from raysys.text.engine import ERROR, KEY, MAX_TOKENS, MESSAGES, REPLY, SCHEMA
+from raysys.text.explain import CLAIMS, ClaimsForm, explain_prompt, template_of
+from raysys.text.prompts import Prompt
+from raysys.text.rerank import Pool, RerankSettings, question_prompt
+from raysys.text.structured import Fields, Form, Rejected
+
+#: A request for the language model → its reply, as rows of `raysys.text.engine`.
+Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+#: Characters of a reply that are shown again when it has to be mended.
+_SHOWN_AGAIN = 2000
+
+
+class UnusableError(Exception):
+    """The language model had no answer that can be used."""
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A list in its final order.
+
+    Attributes:
+        found: the list.
+        graph_ranks: (k,) places before, from 1; none: it is the retrieval's order.
+        reason: why it is degraded; none: it is not.
+    """
+
+    found: Found
+    graph_ranks: list[int] | None = None
+    reason: str | None = None
+
+
+class Reranker:
+    """Reranks and explains for one shelf.
+
+    Args:
+        settings: how.
+        shelf: the model.
+        run: its run: user profiles and what was chosen on validation are read there.
+        ask: the language model.
+    """
+
+    def __init__(self, settings: RerankSettings, shelf: Shelf, run: Path, ask: Ask) -> None:
+        profiles = run / "user_profiles"
+        self._settings, self._shelf, self._ask = settings, shelf, ask
+        self._prompts = settings.prompts()
+        self._told = Told(settings, shelf.dataset, profiles if profiles.is_dir() else None)
+        self._choice = Choice(settings.weight, settings.below)
+        if (run / RERANK / CHOICE_FILE).is_file():
+            found = read_json(run / RERANK / CHOICE_FILE)
+            self._choice = Choice(float(found["weight"]), found["below"])
+
+    @property
+    def pool(self) -> int:
+        """Candidates that are reranked."""
+        return self._settings.pool
+
+    def wants(self, user_id: str | None, history: list[str], mode: str) -> bool:
+        """Whether a list is to be reranked: with `auto` where that helped on validation."""
+        if mode != "auto":
+            return mode != "off"
+        row = self._shelf.user_row(user_id)
+        likes = len(history) if row is None else len(self._told.likes[row])
+        return self._choice.reaches(likes)
+
+    async def order(
+        self, user_id: str | None, history: list[str], found: Found, mode: str, seconds: float
+    ) -> Ordered:
+        """The pool in its final order; never later than `seconds`, and never an error.
+
+        Args:
+            found: the pool in the retrieval's order.
+            mode: `auto`, or a method.
+        """
+        method = self._settings.method
+        if mode != "auto":
+            method = method.model_copy(update={"name": mode})
+        try:
+            async with asyncio.timeout(seconds):
+                scores = await self._scores(user_id, history, found, method)
+        except TimeoutError:
+            return Ordered(found, reason="the language model took too long")
+        except UnusableError as problem:
+            return Ordered(found, reason=str(problem))
+        except Exception as problem:
+            return Ordered(found, reason=f"the language model failed ({type(problem).__name__})")
+        weight = self._choice.weight or self._settings.weight
+        fused = fuse(scores, found.scores.astype(np.float64), weight)
+        order = order_of(fused, self._settings.max_rank_shift)
+        listed = Found(found.items[order], fused[order].astype(np.float32), found.source)
+        return Ordered(listed, (order + 1).tolist())
+
+    async def _scores(
+        self, user_id: str | None, history: list[str], found: Found, method: MethodSettings
+    ) -> np.ndarray:
+        items = [self._told.items[row] for row in found.items.tolist()]
+        pool = Pool(self._context(user_id, history), items, self._settings.seed)
+        asking = method_of(method, len(items), pool.seed)
+        answers: list[Answer] | None = None
+        while True:
+            try:
+                questions = next(asking) if answers is None else asking.send(answers)
+            except StopIteration as done:
+                scores: np.ndarray = done.value
+                return scores
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._answer(pool, one)) for one in questions]
+            answers = [task.result() for task in tasks]
+            if any(answer is None for answer in answers):
+                raise UnusableError("the language model's reply could not be used")
+
+    async def _answer(self, pool: Pool, question: Question) -> Any:
+        """An answer; None where there is none that can be used."""
+        prompt = question_prompt(self._prompts, pool, question)
+        parsed = await self._written(prompt, ChoiceForm(question))
+        return None if isinstance(parsed, Rejected) else parsed[CHOICE]
+
+    async def explain(
+        self, user_id: str | None, history: list[str], rows: list[int], seconds: float
+    ) -> AsyncIterator[tuple[int, list[Claim], dict[str, str], str]]:
+        """Reasons for items, each as soon as it is there: item row, claims, evidence, source.
+
+        A claim that cites nothing given, or holds a link or markup, is dropped; where none is
+        left, or it is too late, a template stands in.
+        """
+        context = self._context(user_id, history)
+        tasks = [asyncio.create_task(self._claims(context, row)) for row in rows]
+        try:
+            late = asyncio.get_running_loop().time() + seconds
+            for row, task in zip(rows, tasks, strict=True):
+                left = max(0.0, late - asyncio.get_running_loop().time())
+                await asyncio.wait([task], timeout=left)
+                kept = task.result() if task.done() and not task.exception() else []
+                evidence = {**context.lines, **item_lines(self._told.items[row])}
+                source = "llm" if kept else "template"
+                yield row, kept or [template_of(context)], evidence, source
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _claims(self, context: Context, row: int) -> list[Claim]:
+        item, settings = self._told.items[row], self._settings
+        evidence = {**context.lines, **item_lines(item)}
+        prompt = explain_prompt(self._prompts, context, item, settings.claims)
+        form = ClaimsForm(evidence, settings.claims, settings.claim_characters)
+        parsed = await self._written(prompt, form)
+        return [] if isinstance(parsed, Rejected) else checked(parsed[CLAIMS], evidence)[0]
+
+    def _context(self, user_id: str | None, history: list[str]) -> Context:
+        row = self._shelf.user_row(user_id)
+        if row is not None and len(self._told.likes[row]):
+            return self._told.of(row)
+        return self._told.of_items(self._shelf.rows(history))
+
+    async def _written(self, prompt: Prompt, form: Form) -> Fields | Rejected:
+        """A reply in the form asked for; one that is not may be mended once."""
+        parsed, reply = await self._try(prompt, form)
+        if isinstance(parsed, Rejected) and reply:
+            again = self._prompts.repair(prompt, reply[:_SHOWN_AGAIN], parsed.detail)
+            parsed, _ = await self._try(again, form)
+        return parsed
+
+    async def _try(self, prompt: Prompt, form: Form) -> tuple[Fields | Rejected, str]:
+        row = {
+            KEY: "1",
+            MESSAGES: json.dumps(prompt.messages()),
+            MAX_TOKENS: form.max_tokens,
+            SCHEMA: form.schema(),
+        }
+        reply = await self._ask(row)
+        if reply[ERROR]:
+            return Rejected("engine_error", reply[ERROR]), ""
+        text: str = reply[REPLY]
+        return form.parse(text), text
