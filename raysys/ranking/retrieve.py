@@ -59,6 +59,26 @@ def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     return items, best
 
 
+def best_of(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`top_k` of a single row, with less around it: for one caller who waits.
+
+    Args:
+        scores: (I,) float32 without NaN; -inf marks an item that must not appear.
+        k: list length, at least 1.
+
+    Returns:
+        items (n,) int64 and scores (n,) float32, n at most k: there is no filling.
+    """
+    chosen = np.arange(len(scores))
+    if k < len(scores):
+        last = np.partition(scores, len(scores) - k)[len(scores) - k]
+        chosen = np.flatnonzero(scores >= last)
+    chosen = chosen[scores[chosen] > -np.inf]
+    # Rows ascend, so that a stable sort by score leaves equal scores in item order.
+    items = chosen[np.argsort(-scores[chosen], kind="stable")[:k]]
+    return items, scores[items]
+
+
 def mask_seen(scores: np.ndarray, seen: csr_matrix, rows: np.ndarray) -> None:
     """Set the score of every seen item to -inf, in place.
 

@@ -59,8 +59,8 @@ class Recommend(Asking):
     """Length of the list."""
     rerank: Literal["off", "auto", "prompt", "pairwise", "batches", "relevancy"] = "auto"
     """`auto`: where it helped on validation. A method: always, and in this way."""
-    filters: Filters = Filters()
-    """What may be answered."""
+    filters: Filters | None = None
+    """What may be answered; none: everything that is new to them."""
 
     model_config = ConfigDict(
         json_schema_extra={

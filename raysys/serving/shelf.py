@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from raysys.data.dataset import Dataset
 from raysys.models.popularity import Popularity
 from raysys.models.saved import load_model
-from raysys.ranking.retrieve import NO_ITEM, top_k
+from raysys.ranking.retrieve import best_of
 from raysys.schema import SPLITS, TITLE, TRAIN
 from raysys.settings import nearest
 from raysys.stages.recommend import MODEL_FILE
@@ -110,14 +110,14 @@ class Shelf:
             values, source = self._scorer.score_histories(known), "history"
         else:
             values = self._popularity.score_block(np.zeros(1, np.int64))
-        values = np.array(values, np.float32)
-        values[:, own] = -np.inf
+        row_scores = np.array(values[0], np.float32)
+        row_scores[own] = -np.inf
         if row is not None:
-            values[0, self._seen[row].indices] = -np.inf
+            start, stop = self._seen.indptr[row : row + 2]
+            row_scores[self._seen.indices[start:stop]] = -np.inf
         if allowed is not None:
-            values[:, ~allowed] = -np.inf
-        items, scores = top_k(values, k)
-        return _found(items[0], scores[0], source)
+            row_scores[~allowed] = -np.inf
+        return Found(*best_of(row_scores, k), source)
 
     def similar(self, item_id: str, k: int) -> Found:
         """The k items nearest to one, by cosine of the model's item vectors.
@@ -128,10 +128,9 @@ class Shelf:
         row = self._items.get(item_id)
         if row is None:
             raise UnknownError(f"no item '{item_id}'")
-        values = (self._directions @ self._directions[row])[None]
-        values[0, row] = -np.inf
-        items, scores = top_k(values, k)
-        return _found(items[0], scores[0], "model")
+        nearness = self._directions @ self._directions[row]
+        nearness[row] = -np.inf
+        return Found(*best_of(nearness, k), "model")
 
     def allowed(self, excluded: Sequence[str], where: Mapping[str, str]) -> np.ndarray | None:
         """(I,) bool: items that a request's filters leave; none: they leave all.
@@ -182,8 +181,3 @@ def _parts(cell: Any) -> set[str]:
         return set()
     parts = {part.strip().casefold() for part in re.split(r"[|;,]", str(cell))}
     return {str(cell).strip().casefold(), *parts}
-
-
-def _found(items: np.ndarray, scores: np.ndarray, source: Source) -> Found:
-    filled = items != NO_ITEM
-    return Found(items[filled], scores[filled], source)

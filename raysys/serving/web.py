@@ -31,6 +31,7 @@ from raysys.serving.messages import (
     BatchAnswer,
     BatchEntry,
     Explain,
+    Filters,
     Item,
     Model,
     Models,
@@ -50,6 +51,7 @@ from raysys.store import read_table
 #: Catalogues up to here are ranked in the event loop: sooner done than handed to a thread.
 _SMALL = 50_000
 _PROBLEM = "application/problem+json"
+_NO_FILTERS = Filters()
 logger = get_logger(__name__)
 
 
@@ -314,7 +316,7 @@ def _seconds(settings: ServeSettings, asked: Asking) -> float:
 def _retrieved(served: Served, asked: Recommend, asking: Reranker | None) -> Ordered:
     """The list, or the pool that is to be reranked, in the retrieval's order."""
     shelf, filters = served.shelf, asked.filters
-    allowed = shelf.allowed(filters.exclude, filters.where)
+    allowed = None if filters is None else shelf.allowed(filters.exclude, filters.where)
     k = asked.k if asking is None else max(asked.k, asking.pool)
     found = shelf.recommend(asked.user_id, asked.history, k, allowed)
     unmet = asking is None and asked.rerank not in ("off", "auto")
@@ -362,8 +364,8 @@ def _version(served: Served) -> str:
 
 def _cache_key(served: Served, asked: Recommend) -> tuple[Any, ...]:
     history = () if served.shelf.knows(asked.user_id) else tuple(sorted(set(asked.history)))
-    where = tuple(sorted(asked.filters.where.items()))
-    excluded = tuple(sorted(set(asked.filters.exclude)))
+    filters = asked.filters or _NO_FILTERS
+    where, excluded = tuple(sorted(filters.where.items())), tuple(sorted(set(filters.exclude)))
     mode = asked.rerank if served.reranker is not None else "off"
     return (id(served), asked.user_id, history, asked.k, where, excluded, mode)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.sparse import csr_matrix
 
-from raysys.ranking.retrieve import NO_ITEM, mask_seen, retrieve, top_k
+from raysys.ranking.retrieve import NO_ITEM, best_of, mask_seen, retrieve, top_k
 
 INF = np.inf
 
@@ -148,3 +148,16 @@ def test_no_users_gives_empty_lists() -> None:
         lambda rows: np.zeros((len(rows), 3)), np.array([], dtype=int), csr_matrix((2, 3)), 4
     )
     assert items.shape == best.shape == (0, 4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_one_row_alone_has_the_same_list(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(-3, 4, 40).astype(np.float32)
+    scores[rng.random(40) < 0.3] = -np.inf
+    k = int(rng.integers(1, 50))
+    items, best = top_k(scores[None], k)
+    filled = items[0] != NO_ITEM
+    found = best_of(scores, k)
+    np.testing.assert_array_equal(found[0], items[0][filled])
+    np.testing.assert_array_equal(found[1], best[0][filled])
