@@ -11,11 +11,14 @@ class Popularity:
 
     Args:
         train: (U, I); every stored non-zero entry is one interaction.
+
+    Attributes:
+        counts: (I,) float32.
     """
 
     def __init__(self, train: csr_matrix) -> None:
-        self._scores = train.getnnz(axis=0).astype(np.float32)
+        self.counts = train.getnnz(axis=0).astype(np.float32)
 
     def score_block(self, user_rows: np.ndarray) -> np.ndarray:
         """User rows (b,) -> scores (b, I) float32; a read-only view."""
-        return np.broadcast_to(self._scores, (len(user_rows), len(self._scores)))
+        return np.broadcast_to(self.counts, (len(user_rows), len(self.counts)))

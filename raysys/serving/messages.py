@@ -143,6 +143,19 @@ class Similar(BaseModel):
     items: list[Item]
 
 
+class Named(BaseModel):
+    """An item by its name."""
+
+    item_id: str
+    title: str | None
+
+
+class Titles(BaseModel):
+    """Items whose title was looked for."""
+
+    items: list[Named]
+
+
 class Model(BaseModel):
     """What is served."""
 

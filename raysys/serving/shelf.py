@@ -132,6 +132,16 @@ class Shelf:
         nearness[row] = -np.inf
         return Found(*best_of(nearness, k), "model")
 
+    def titled(self, words: str, most: int) -> list[int]:
+        """Item rows whose title holds the words, case aside; the most liked first.
+
+        Args:
+            most: rows at most.
+        """
+        wanted = words.casefold()
+        found = [row for row, title in enumerate(self._folded) if wanted in title]
+        return sorted(found, key=lambda row: -self._popularity.counts[row])[:most]
+
     def allowed(self, excluded: Sequence[str], where: Mapping[str, str]) -> np.ndarray | None:
         """(I,) bool: items that a request's filters leave; none: they leave all.
 
@@ -150,6 +160,10 @@ class Shelf:
             left &= np.isin(np.arange(len(left)), rows)
         left[self.rows(excluded)] = False
         return left
+
+    @cached_property
+    def _folded(self) -> list[str]:
+        return [(title or "").casefold() for title in self.titles]
 
     @cached_property
     def _directions(self) -> np.ndarray:

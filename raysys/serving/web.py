@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import time
 from collections import OrderedDict
@@ -35,11 +37,13 @@ from raysys.serving.messages import (
     Item,
     Model,
     Models,
+    Named,
     Problem,
     Recommend,
     RecommendBatch,
     Similar,
     Status,
+    Titles,
 )
 from raysys.serving.middleware import BodyLimit, Figures, Measured
 from raysys.serving.published import served_run
@@ -237,6 +241,19 @@ def web_app(
         """The same by user and k alone, to try with curl."""
         return _json(await answered(Recommend(user_id=user_id, k=k)))
 
+    @web.get("/v1/items", responses=told, dependencies=guarded)
+    async def items(
+        title: Annotated[str, Query(min_length=1, max_length=100)],
+        k: Annotated[int, Query(ge=1, le=MAX_K)] = 12,
+    ) -> Titles:
+        """Items whose title holds some words, the most liked first."""
+        shelf = holder.served.shelf
+        rows = await run_in_threadpool(shelf.titled, title, k)
+        named = [
+            Named(item_id=shelf.dataset.item_ids[row], title=shelf.titles[row]) for row in rows
+        ]
+        return Titles(items=named)
+
     @web.get("/v1/items/{item_id}/similar", responses=told, dependencies=guarded)
     async def similar(
         item_id: Annotated[str, UrlPath(max_length=MAX_ID)],
@@ -272,6 +289,12 @@ def web_app(
         users, items = served.shelf.dataset.shape
         one = Model(name=served.shelf.model, version=_version(served), users=users, items=items)
         return Models(models=[one])
+
+    page, policy = _page()
+
+    @web.get("/", include_in_schema=False)
+    async def home() -> Response:
+        return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
 
     @web.get("/healthz")
     async def healthz() -> Status:
@@ -415,6 +438,21 @@ async def _events(shelf: Shelf, found: AsyncIterator[Any]) -> AsyncIterator[str]
         value = {"item_id": item_id, "source": source, "reasons": reasons}
         yield f"event: claims\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"
     yield "event: done\ndata: {}\n\n"
+
+
+def _page() -> tuple[str, str]:
+    """The page, and a policy that lets its own script and style run and nothing else."""
+    text = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    marks = {}
+    for name in ("script", "style"):
+        inside = text.split(f"<{name}>")[1].split(f"</{name}>")[0]
+        marks[name] = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{marks['script']}'; "
+        f"style-src 'sha256-{marks['style']}'; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'"
+    )
+    return text, policy
 
 
 async def _watch(
