@@ -6,21 +6,21 @@ standard error. Exit code 0: done; 2: a mistake the user can mend; 1: a fault of
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
 from raysys import __version__
+from raysys.cli_serving import add_serving
 from raysys.errors import UserError
 from raysys.observe import configure_logging
+from raysys.shown import Json, print_result
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -66,7 +66,6 @@ Models = Annotated[
 Align = Annotated[
     list[str] | None, typer.Option("--align", help="none, con or gen for --model; repeatable.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
 #: Command → the stages it runs and what it says of itself.
 STAGE_COMMANDS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -99,20 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _print(as_json: bool, value: dict[str, Any], lines: Sequence[str] | Table) -> None:
-    if as_json:
-        typer.echo(json.dumps(value, ensure_ascii=False))
-    elif isinstance(lines, Table):
-        Console().print(lines)
-    else:
-        for line in lines:
-            typer.echo(line)
-
-
 @app.command()
 def version(as_json: Json = False) -> None:
     """Print the version."""
-    _print(as_json, {"version": __version__}, [__version__])
+    print_result(as_json, {"version": __version__}, [__version__])
 
 
 def _stage_command(
@@ -186,7 +175,7 @@ def evaluate(
     lines = [f"{name}@{k}: {number:.4f}" for name, number in found.metrics.items()]
     lines += [f"users: {found.users}, of whom without a list: {found.without_list}"]
     lines += [f"rows of unknown users or items: {found.unknown}"] if found.unknown else []
-    _print(as_json, value, lines)
+    print_result(as_json, value, lines)
 
 
 def _text_command(name: str, stages: tuple[str, ...], text: str) -> None:
@@ -256,7 +245,7 @@ def _dry_run(
         unknown = "give --tokens-per-second"
         shown = [unknown if cell is None else f"{cell:,}" for cell in row.values()]
         table.add_row(name, *shown)
-    _print(as_json, value, table)
+    print_result(as_json, value, table)
 
 
 def _run_stages(
@@ -278,7 +267,7 @@ def _run_stages(
     elif align:
         raise UserError("--align goes with --model.")
     value, lines = told(settings.out.resolve(), run_stages(settings, stages))
-    _print(as_json, value, lines)
+    print_result(as_json, value, lines)
 
 
 @train_app.command("elmrec")
@@ -325,7 +314,7 @@ def merge(
     from raysys.stages.yes_no import merge_run
 
     merge_run(run_folder, out.resolve(), base)
-    _print(as_json, {"model": str(out.resolve())}, [f"written to {out.resolve()}"])
+    print_result(as_json, {"model": str(out.resolve())}, [f"written to {out.resolve()}"])
 
 
 @data_app.command("import")
@@ -395,7 +384,7 @@ def data_import(
     value = {"out": str(out.resolve()), "skipped": skipped, **manifest.model_dump()}
     lines = [f"{name}: {count}" for name, count in manifest.counts.items()]
     lines += [f"dropped, {name}: {count}" for name, count in manifest.dropped.items() if count]
-    _print(as_json, value, [*lines, f"written to {out.resolve()}"])
+    print_result(as_json, value, [*lines, f"written to {out.resolve()}"])
 
 
 def _pair(word: str) -> tuple[str, str]:
@@ -423,7 +412,7 @@ def assets_list(as_json: Json = False) -> None:
         f"{name}  ({asset.kind}, {asset.license}): {found[name] or 'not fetched'}"
         for name, asset in ASSETS.items()
     ]
-    _print(as_json, value, lines)
+    print_result(as_json, value, lines)
 
 
 @assets_app.command("fetch")
@@ -440,7 +429,7 @@ def assets_fetch(
     if path is not None and len(names or []) != 1:
         raise UserError("--path goes with exactly one asset name.")
     found = {name: str(fetch(name, path)) for name in names or list(ASSETS)}
-    _print(as_json, found, [f"{name}: {folder}" for name, folder in found.items()])
+    print_result(as_json, found, [f"{name}: {folder}" for name, folder in found.items()])
 
 
 @app.command()
@@ -454,129 +443,9 @@ def doctor(as_json: Json = False) -> None:
     for check in checks:
         mark = "[green]ok[/]" if check.ok else "[red]no[/]"
         table.add_row(mark, check.name, escape(check.found), "" if check.ok else check.mend)
-    _print(as_json, describe(checks), table)
+    print_result(as_json, describe(checks), table)
     if not all(check.ok for check in checks):
         raise typer.Exit(2)
 
 
-@app.command()
-def serve(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A finished run, or a folder of published models.")
-    ],
-    port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Port; else the profile's, 8000.")
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(help="Lines of `raysys key NAME`, or one key; none: RAYSYS_API_KEY."),
-    ] = None,
-    profile: Annotated[
-        Path | None, typer.Option(help="A Serve config such as serve/throughput.yaml.")
-    ] = None,
-    haproxy: Annotated[
-        bool, typer.Option("--haproxy", help="HAProxy in front: many more requests a second.")
-    ] = False,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting: doors.burst=20 …; repeatable.")
-    ] = None,
-) -> None:
-    """Answer recommendation requests until stopped (ctrl-c or SIGTERM)."""
-    from raysys.serving.command import serve_until_stopped
-
-    overrides = [*(settings or []), *([f"doors.key_file={api_key_file}"] if api_key_file else [])]
-    serve_until_stopped(folder, profile, port, overrides, haproxy=haproxy, say=typer.echo)
-
-
-@app.command()
-def key(
-    name: Annotated[str, typer.Argument(help="Whose key: one word.")],
-    out: Annotated[Path | None, typer.Option(help="A key file to add the line to.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Make an API key; only its hash goes into a key file."""
-    from raysys.serving.doors import add_key
-
-    made, line = add_key(name, out)
-    value = {"name": name, "key": made, "line": line}
-    lines = [f"key (shown once): {made}"]
-    lines += [f"added to {out}" if out else f"line for --api-key-file: {line}"]
-    _print(as_json, value, lines)
-
-
-@app.command()
-def publish(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run.")],
-    to: Annotated[Path, typer.Option(help="Folder of published models: `raysys serve` reads it.")],
-    floor: Annotated[
-        list[str] | None, typer.Option(help="recall@20=0.1: refuse a worse model; repeatable.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Check a run and serve it from now on, without a failed request."""
-    from raysys.serving.published import publish as publish_run
-
-    floors = {}
-    for word in floor or []:
-        metric, _, least = word.partition("=")
-        try:
-            floors[metric] = float(least)
-        except ValueError:
-            raise UserError(f"--floor '{word}' must look like recall@20=0.1.") from None
-    pointer = publish_run(run_folder.resolve(), to.resolve(), floors)
-    _print(as_json, pointer.model_dump(), [f"version {pointer.version} is served from {to}"])
-
-
-@app.command()
-def rollback(
-    folder: Annotated[Path, typer.Argument(help="Folder of published models.")],
-    as_json: Json = False,
-) -> None:
-    """Serve the version before the current one again."""
-    from raysys.serving.published import rollback as go_back
-
-    pointer = go_back(folder.resolve())
-    _print(as_json, pointer.model_dump(), [f"version {pointer.version} is served from {folder}"])
-
-
-@app.command()
-def loadtest(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The run that is served.")],
-    url: Annotated[str, typer.Option(help="Of the endpoint.")] = "http://127.0.0.1:8000",
-    key_variable: Annotated[
-        str, typer.Option(help="Environment variable with the key.")
-    ] = "RAYSYS_API_KEY",
-    connections: Annotated[int, typer.Option(help="Open at once.")] = 16,
-    seconds: Annotated[float, typer.Option(help="How long.")] = 10.0,
-    rate: Annotated[
-        float | None, typer.Option(help="Requests a second; none: as fast as answers come.")
-    ] = None,
-    k: Annotated[int, typer.Option(min=1, max=100, help="Length of the lists.")] = 10,
-    plot: Annotated[Path | None, typer.Option(help="A PNG file to draw.")] = None,
-    elsewhere: Annotated[
-        bool, typer.Option("--elsewhere", help="Allow another machine than this one.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Put load on an endpoint: requests a second, latencies, refusals and errors."""
-    import os
-
-    from raysys.data.dataset import Dataset
-    from raysys.serving.loadtest import draw_load, put_load
-    from raysys.serving.published import served_run
-
-    _, run = served_run(run_folder)
-    users = Dataset.load(run / "data").user_ids[:1000]
-    load = put_load(
-        f"{url.rstrip('/')}/v1/recommend",
-        os.environ.get(key_variable, ""),
-        [{"user_id": user, "k": k} for user in users],
-        connections=connections,
-        seconds=seconds,
-        rate=rate,
-        elsewhere=elsewhere,
-    )
-    if plot is not None:
-        draw_load(load, plot)
-    figures = load.figures()
-    _print(as_json, figures, [f"{name}: {value:g}" for name, value in figures.items()])
+add_serving(app)

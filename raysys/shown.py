@@ -1,13 +1,35 @@
-"""What a command says of the stages that it ran: as JSON, and as lines for a person."""
+"""What commands say: as JSON, and as lines or a table for a person."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from raysys.pipeline import StageOutcome
+import typer
+from rich.console import Console
+from rich.table import Table
+
 from raysys.store import read_json
+
+if TYPE_CHECKING:
+    # Importing it takes seconds, and torch.
+    from raysys.pipeline import StageOutcome
+
+#: Of every command that has a result.
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+
+
+def print_result(as_json: bool, value: dict[str, Any], lines: Sequence[str] | Table) -> None:
+    """Print a result on standard output."""
+    if as_json:
+        typer.echo(json.dumps(value, ensure_ascii=False))
+    elif isinstance(lines, Table):
+        Console().print(lines)
+    else:
+        for line in lines:
+            typer.echo(line)
 
 
 def told(out: Path, outcomes: Mapping[str, StageOutcome]) -> tuple[dict[str, Any], list[str]]:

@@ -9,11 +9,12 @@ from typing import Any
 from fastapi import FastAPI
 
 from raysys.serving.doors import Allowances, Gate, digest_of, load_keys
+from raysys.serving.holder import Holder
 from raysys.serving.profiles import DeploymentSettings, Profile
 from raysys.serving.published import served_run
 from raysys.serving.settings import ServeSettings
 from raysys.serving.shelf import Shelf
-from raysys.serving.web import Holder, web_app
+from raysys.serving.web import web_app
 from raysys.text.engine_http import Caller
 from raysys.text.rerank import RerankSettings
 

@@ -7,10 +7,8 @@ import base64
 import hashlib
 import json
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,10 +21,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from raysys import __version__
-from raysys.errors import UserError
 from raysys.observe import get_logger
 from raysys.schema import ITEM_ID, RANK, RECOMMENDATIONS_FILE, SCORE, USER_ID
 from raysys.serving.doors import Gate, who_is
+from raysys.serving.holder import Holder, ListCache, Served
 from raysys.serving.messages import (
     Answer,
     Asking,
@@ -47,7 +45,7 @@ from raysys.serving.messages import (
 )
 from raysys.serving.middleware import BodyLimit, Figures, Measured
 from raysys.serving.published import served_run
-from raysys.serving.reranking import Ask, Ordered, Reranker
+from raysys.serving.reranking import Ordered, Reranker
 from raysys.serving.settings import MAX_ID, MAX_K, ServeSettings
 from raysys.serving.shelf import Found, Shelf, UnknownError
 from raysys.store import read_table
@@ -57,83 +55,6 @@ _SMALL = 50_000
 _PROBLEM = "application/problem+json"
 _NO_FILTERS = Filters()
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Served:
-    """A version, its shelf, and what reranks it, if there is a language model."""
-
-    version: str
-    shelf: Shelf
-    reranker: Reranker | None
-
-
-class Holder:
-    """The model that is served now; another one is swapped in between two requests.
-
-    Args:
-        settings: whose run, or folder of published models, is served.
-        ask: the language model; none: nothing is reranked.
-
-    Raises:
-        UserError: there is no model that can be served.
-    """
-
-    def __init__(self, settings: ServeSettings, ask: Ask | None = None) -> None:
-        self._settings, self._ask = settings, ask
-        self._refused = ""
-        self.served = self._load(*served_run(settings.run))
-
-    def _load(self, version: str, run: Path) -> Served:
-        shelf, rerank = Shelf(run), self._settings.rerank
-        if rerank is None or self._ask is None:
-            return Served(version, shelf, None)
-        return Served(version, shelf, Reranker(rerank, shelf, run, self._ask))
-
-    def look(self) -> bool:
-        """Swap in what was published since; whether there was something. Never raises.
-
-        A version that cannot be loaded is refused once, and the one before goes on.
-        """
-        try:
-            version, run = served_run(self._settings.run)
-        except UserError as error:
-            logger.error("the model stays as it is: %s", error)
-            return False
-        if version in (self.served.version, self._refused):
-            return False
-        try:
-            self.served = self._load(version, run)
-        except Exception as error:
-            self._refused = version
-            logger.error("version %s is not served: %s", version, error)
-            return False
-        logger.info("version %s is served", version)
-        return True
-
-
-class ListCache:
-    """The latest answers as JSON, until they are too old or another model is served."""
-
-    def __init__(self, size: int, seconds: float) -> None:
-        self._size, self._seconds = size, seconds
-        self._kept: OrderedDict[tuple[Any, ...], tuple[float, bytes]] = OrderedDict()
-
-    def get(self, key: tuple[Any, ...]) -> bytes | None:
-        """What is kept under a key."""
-        found = self._kept.get(key)
-        if found is None or found[0] < time.monotonic():
-            return None
-        self._kept.move_to_end(key)
-        return found[1]
-
-    def put(self, key: tuple[Any, ...], value: bytes) -> None:
-        """Keep an answer; the one asked for longest ago makes room."""
-        if self._size:
-            self._kept[key] = (time.monotonic() + self._seconds, value)
-            self._kept.move_to_end(key)
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
 
 
 def web_app(

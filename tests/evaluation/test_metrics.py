@@ -39,6 +39,7 @@ def test_golden_five_items() -> None:
     expected = {
         # 1 of 2; 2 of 3 (divided by all three, not by min(2, 3)); 0 of 1
         "recall@2": [1 / 2, 2 / 3, 0],
+        "capped_recall@2": [1 / 2, 1, 0],
         "precision@2": [1 / 2, 1, 0],
         # user 0: precision 1/2 at the hit on rank 2, two could have been found
         "map@2": [1 / 4, 1, 0],
@@ -48,6 +49,7 @@ def test_golden_five_items() -> None:
         # min(2, 3) = 2 hits, so 1.
         "ndcg@2": [(1 / LOG3) / (1 + 1 / LOG3), 1, 0],
         "recall@5": [1, 1, 0],
+        "capped_recall@5": [1, 1, 0],
         "precision@5": [2 / 5, 3 / 5, 0],
         "map@5": [(1 / 2 + 2 / 5) / 2, 1, 0],
         "hr@5": [1, 1, 0],

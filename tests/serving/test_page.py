@@ -24,8 +24,9 @@ from fastapi.testclient import TestClient
 from test_reranking import RERANK, asker, last_first
 
 from raysys.serving.doors import Allowances, Gate, digest_of
+from raysys.serving.holder import Holder
 from raysys.serving.settings import ServeSettings
-from raysys.serving.web import Holder, web_app
+from raysys.serving.web import web_app
 from raysys.settings import parse_settings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -106,7 +107,13 @@ async def in_browser(
 ) -> list[str]:
     """What the page shows after each step."""
     port = free_port()
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--window-size=900,900",
+        "--disable-gpu",
+        f"--user-data-dir={folder}",
+    ]
     process = subprocess.Popen(
         [str(CHROMIUM), *options, f"--remote-debugging-port={port}", f"{address}/"],
         stdout=subprocess.DEVNULL,
@@ -157,7 +164,7 @@ async def _steps(
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    while await run("typeof at === \"function\" && document.readyState") != "complete":
+    while await run('typeof at === "function" && document.readyState') != "complete":
         await asyncio.sleep(0.05)
     texts = []
     for step in steps:

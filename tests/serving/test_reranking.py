@@ -15,10 +15,11 @@ from toy_run import KEY
 
 from raysys.errors import UserError
 from raysys.serving.doors import Allowances, Gate, digest_of
+from raysys.serving.holder import Holder
 from raysys.serving.messages import Answer
 from raysys.serving.reranking import Ask
 from raysys.serving.settings import ServeSettings
-from raysys.serving.web import Holder, web_app
+from raysys.serving.web import web_app
 from raysys.settings import parse_settings
 from raysys.store import write_json
 
