@@ -89,7 +89,7 @@ class OnlineScorer:
             use_cache=True,
         ).last_hidden_state
         self.encoded += embeds.shape[1]
-        kept.cache.crop(len(history))
+        kept.cache.crop(-len(writer.trigger))
         self._kept[user] = _Kept(history, kept.cache)
         while sum(len(one.tokens) for one in self._kept.values()) > self._most:
             self._kept.popitem(last=False)
