@@ -37,6 +37,7 @@ def application(
         UserError: no model can be served, or there is no key.
     """
     from ray import serve
+    from ray.serve.config import BackpressureConfig
 
     _, run = served_run(settings.run)
     Shelf(run)  # A broken run is a clear error here, not a replica that never starts.
@@ -113,6 +114,7 @@ def application(
         # What one replica works on, and what may wait for it; more is answered with 503.
         max_ongoing_requests=64,
         max_queued_requests=256,
+        backpressure_config=BackpressureConfig(retry_after_s=1.0),
     )
     @serve.ingress(build)
     class Ingress:

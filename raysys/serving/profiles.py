@@ -36,6 +36,15 @@ class AutoscalingSettings(Settings):
     """So does its end: a replica is slow to come back."""
 
 
+class BackpressureSettings(Settings):
+    """What a request is told that finds the queue full."""
+
+    status_code: Literal[503, 429] = 503
+    """Its status."""
+    retry_after_s: float = Field(default=1.0, ge=0)
+    """Seconds after which to come again."""
+
+
 class DeploymentSettings(Settings):
     """One deployment of the application."""
 
@@ -49,6 +58,8 @@ class DeploymentSettings(Settings):
     """What one replica works on at once."""
     max_queued_requests: int | None = Field(default=None, ge=1)
     """What may wait for a replica; more is answered with 503."""
+    backpressure_config: BackpressureSettings | None = None
+    """How that is said."""
     ray_actor_options: dict[Literal["num_cpus", "num_gpus", "memory"], float] | None = None
     """What one replica takes of the cluster."""
     health_check_period_s: float | None = Field(default=None, gt=0)

@@ -19,8 +19,10 @@ from raysys.cluster import Resources
 from raysys.errors import UserError
 from raysys.serving.app import application, start
 from raysys.serving.doors import digest_of
+from raysys.serving.loadtest import put_load
 from raysys.serving.profiles import HttpSettings, Profile
 from raysys.serving.settings import ServeSettings
+from raysys.settings import parse_settings
 
 
 def free_port() -> int:
@@ -61,6 +63,27 @@ def test_serve_answers_and_nothing_listens_beyond_loopback(run: Path, local_ray:
             if connection.status == psutil.CONN_LISTEN
         }
         assert listening == {"127.0.0.1"}
+    finally:
+        serve.shutdown()
+
+
+@pytest.mark.ray
+def test_more_than_it_can_bear_is_told_when_to_come_again(run: Path, local_ray: Resources) -> None:
+    from ray import serve
+
+    port = free_port()
+    few = {"name": "Ingress", "max_ongoing_requests": 1, "max_queued_requests": 1}
+    values = {"http_options": {"port": port}, "applications": [{"deployments": [few]}]}
+    doors = {"requests_per_second": 1e6, "burst": 1_000_000}
+    settings = ServeSettings.model_validate({"run": run, "doors": doors})
+    start(settings, {digest_of("secret"): "test"}, parse_settings(Profile, values, source="test"))
+    try:
+        url = f"http://127.0.0.1:{port}/v1/recommend"
+        load = put_load(url, "secret", [{"user_id": "u2"}], connections=32, seconds=3)
+        figures = load.figures()
+        assert figures["ok"] > 0
+        assert figures["shed"] > 0
+        assert figures["errors"] == figures["without_retry_after"] == 0, load.statuses
     finally:
         serve.shutdown()
 
