@@ -124,7 +124,9 @@ def _stages(run: Path) -> tuple[str, ...]:
     trained = {"train", str(about.get("stage", "train"))}
     for stage in ("data", *trained):
         directory.require(stage, "raysys run CONFIG")
-    return ("data", *sorted(trained), "recommend")
+    # What reranking reads, where the run has it.
+    further = [stage for stage in ("user_profiles", "rerank") if (run / stage).is_dir()]
+    return ("data", *sorted(trained), "recommend", *further)
 
 
 def _checked(folder: Path) -> str:
