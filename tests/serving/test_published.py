@@ -14,7 +14,7 @@ from toy_run import ITEMS, write_run
 from raysys.cli import main
 from raysys.errors import UserError
 from raysys.serving.published import publish, rollback, served_run
-from raysys.store import read_json, write_json
+from raysys.store import RunDirectory, StageReport, read_json, write_json
 
 
 @pytest.fixture
@@ -80,6 +80,17 @@ def test_the_same_run_is_one_version(run: Path, tmp_path: Path) -> None:
     assert one.previous is None
     with pytest.raises(UserError, match="no version before"):
         rollback(tmp_path / "models")
+
+
+def test_what_reranking_chose_is_published_too(run: Path, tmp_path: Path) -> None:
+    def rerank(output: Path) -> StageReport:
+        write_json(output / "choice.json", {"weight": 0.5, "below": None, "tried": []})
+        return StageReport()
+
+    RunDirectory(run).run_stage("rerank", {}, [], rerank)
+    publish(run, tmp_path / "models")
+    _, served = served_run(tmp_path / "models")
+    assert read_json(served / "rerank" / "choice.json")["weight"] == 0.5
 
 
 def test_a_floor_keeps_a_worse_model_out(run: Path, better: Path, tmp_path: Path) -> None:
