@@ -43,10 +43,10 @@ Written by `python -m benchmarks.graph_lm_rows … --save`, never by hand; the c
 each table. Beauty's 7-core, a small GPT-2 with random weights (`configs/graph_lm_cpu.toml`).
 80/10/10 of each user's interactions at random; all items are ranked, train items are left out
 (section 4.1). ± is the standard deviation over seeds 2023, 2024, … `capped_recall@k` divides by
-min(k, number of right items), `recall@k` by that number. Rows: `full` has all three steps and R by distance; `no R`
-and `ones` change R, in all steps; `no fine-tuning` stops before step 3 and `no pre-training` is
-step 3 alone; `no graph prompts` and `no history prompts` leave prompts out of step 1, the latter
-step 2 too.
+min(k, number of right items), `recall@k` by that number. Rows: `full` has all three steps and R by
+distance; `no R` and `ones` change R, in all steps; `no fine-tuning` stops before step 3 and `no
+pre-training` is step 3 alone; `no graph prompts` and `no history prompts` leave prompts out of
+step 1, the latter step 2 too.
 """,
     rows={
         "full": [],
