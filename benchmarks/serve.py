@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.llm_throughput import dataset_of
+from benchmarks.reproduce import find_dataset
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.pipeline import run_stages
@@ -42,15 +42,15 @@ NOTHING_KEPT = ["cache_lists=0", "warm=false"]
 DEADLINE_S = 1.0
 
 
-def prepared_run(dataset: str, users: int, folder: Path) -> Path:
+def prepared_run(dataset: str, folder: Path) -> Path:
     """A run with a model of one epoch."""
-    dataset_of(dataset, users, folder)
-    data = folder / "data"
+    source = find_dataset(dataset)
+    files = [source / name for name in ("interactions.parquet", "interactions_implicit.parquet")]
     values = {
         "out": folder / "run",
         "data": {
-            "interactions": data / "interactions.parquet",
-            "items": data / "items.parquet",
+            "interactions": next(path for path in files if path.is_file()),
+            "items": source / "items.parquet",
             "split": {"method": "ratio"},
         },
         "models": {"lightgcn": {"backbone": "lightgcn"}},
@@ -213,7 +213,6 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", default="ml-1m")
-    parser.add_argument("--users", type=int, default=6040, help="of the data set, the first ones")
     parser.add_argument("--run", type=Path, help="a finished run in place of the data set")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
     parser.add_argument("--connections", type=int, default=64)
@@ -224,7 +223,7 @@ def main() -> None:
         return
     try:
         with tempfile.TemporaryDirectory() as name:
-            run = arguments.run or prepared_run(arguments.dataset, arguments.users, Path(name))
+            run = arguments.run or prepared_run(arguments.dataset, Path(name))
             figures = measured(run, arguments.seconds, arguments.connections)
     except UserError as error:
         print(error, file=sys.stderr)
