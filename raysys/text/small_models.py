@@ -63,9 +63,7 @@ def write_small_seq2seq(
         eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = T5ForConditionalGeneration(config)
+    model = _drawn(T5ForConditionalGeneration, config, seed)
     _start_at_identity(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -101,12 +99,15 @@ def write_small_causal(
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    _drawn(GPT2LMHeadModel, config, seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _drawn(kind: Any, config: Any, seed: int) -> Any:
+    """A model with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        start: Any = GPT2LMHeadModel
-        model = start(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+        return kind(config)
 
 
 def _learn_tokenizer(settings: SmallSettings, texts: Iterable[str]) -> Any:
