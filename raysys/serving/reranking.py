@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from raysys.observe import get_logger
 from raysys.ranking.explain import Claim, checked
 from raysys.ranking.fuse import fuse, order_of
 from raysys.ranking.rerank import Answer, MethodSettings, Question, method_of
@@ -28,6 +29,7 @@ from raysys.text.prompts import Prompt
 from raysys.text.rerank import Pool, RerankSettings, question_prompt
 from raysys.text.structured import Fields, Form, Rejected
 
+logger = get_logger(__name__)
 #: A request for the language model → its reply, as rows of `raysys.text.engine`.
 Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 #: Characters of a reply that are shown again when it has to be mended.
@@ -106,6 +108,7 @@ class Reranker:
         except UnusableError as problem:
             return Ordered(found, reason=str(problem))
         except Exception as problem:
+            logger.exception("reranking failed", exc_info=problem)
             return Ordered(found, reason=f"the language model failed ({type(problem).__name__})")
         weight = self._choice.weight or self._settings.weight
         fused = fuse(scores, found.scores.astype(np.float64), weight)
@@ -153,7 +156,10 @@ class Reranker:
             for row, task in zip(rows, tasks, strict=True):
                 left = max(0.0, late - asyncio.get_running_loop().time())
                 await asyncio.wait([task], timeout=left)
-                kept = task.result() if task.done() and not task.exception() else []
+                failed = task.exception() if task.done() else None
+                if failed is not None:
+                    logger.error("explaining failed", exc_info=failed)
+                kept = task.result() if task.done() and failed is None else []
                 evidence = {**context.lines, **item_lines(self._told.items[row])}
                 source = "llm" if kept else "template"
                 yield row, kept or [template_of(context)], evidence, source

@@ -74,6 +74,7 @@ class Shelf:
         train = self.dataset.matrix(TRAIN)
         self._liked = np.diff(train.indptr)
         self._popularity = Popularity(train)
+        self._columns: dict[str, dict[str, list[int]]] = {}
 
     def rows(self, item_ids: Iterable[str]) -> np.ndarray:
         """Rows of items, unknown ones left out."""
@@ -171,10 +172,6 @@ class Shelf:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         found: np.ndarray = vectors / np.maximum(lengths, 1e-12)
         return found
-
-    @cached_property
-    def _columns(self) -> dict[str, dict[str, list[int]]]:
-        return {}
 
     def _values(self, column: str) -> dict[str, list[int]]:
         """Value → item rows of a column; cells are split at | ; and comma."""

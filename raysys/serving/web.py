@@ -310,7 +310,8 @@ def _cache_key(served: Served, asked: Recommend) -> tuple[Any, ...]:
     history = () if served.shelf.knows(asked.user_id) else tuple(sorted(set(asked.history)))
     filters = asked.filters or _NO_FILTERS
     where, excluded = tuple(sorted(filters.where.items())), tuple(sorted(set(filters.exclude)))
-    mode = asked.rerank if served.reranker is not None else "off"
+    same = served.reranker is None and asked.rerank == "auto"
+    mode = "off" if same else asked.rerank
     return (id(served), asked.user_id, history, asked.k, where, excluded, mode)
 
 
@@ -344,7 +345,8 @@ def _warm(cache: ListCache, served: Served, settings: ServeSettings) -> None:
             source="model",
             items=items,
         )
-        key = _cache_key(served, Recommend(user_id=user_id))
+        # These lists are in the retrieval's order, which `auto` may be too.
+        key = _cache_key(served, Recommend(user_id=user_id, rerank="off"))
         cache.put(key, answer.model_dump_json().encode())
 
 

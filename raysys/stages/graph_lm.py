@@ -31,7 +31,6 @@ from raysys.training.graph_lm import (
     GraphLMJob,
     build,
     history_scores,
-    lessons_of,
     material,
     train_graph_lm,
     write_inputs,
@@ -88,7 +87,7 @@ def run_step(step: str, context: RunContext) -> tuple[Manifest, bool]:
         stage_of(step),
         {**config, **_source(settings)},
         ["data", INPUTS, *([stage_of(before)] if before else [])],
-        lambda output: _train(context, step, before, output),
+        lambda output: _train(context, step, output),
     )
 
 
@@ -155,10 +154,10 @@ def _inputs(context: RunContext, output: Path) -> StageReport:
     )
 
 
-def _train(context: RunContext, step: str, before: str | None, output: Path) -> StageReport:
+def _train(context: RunContext, step: str, output: Path) -> StageReport:
     job = _job(context, step, place_training(context, stage_of(step)))
     result = train_graph_lm(job, output)
-    prompts = lessons_of(job, material(job)).count
+    prompts = result["prompts"]
     figures = {"epochs": float(result["epochs"]), "best_epoch": float(result["best_epoch"])}
     if result["best"] is not None:
         figures["validation_recall@20"] = result["best"]

@@ -385,7 +385,7 @@ def train_graph_lm(job: GraphLMJob, output: Path) -> dict[str, Any]:
     """Train one step on the connected Ray cluster; the best epoch's model is in `output`.
 
     Returns:
-        epochs, best_epoch, best (validation Recall@20, none for step 1), history.
+        prompts, epochs, best_epoch, best (validation Recall@20, none for step 1), history.
 
     Raises:
         UserError: settings or data do not fit, or training diverged.
@@ -413,6 +413,7 @@ def _train(job: GraphLMJob, worker: Worker) -> dict[str, Any] | None:
     write_arrays(worker.output / PARAMETERS_FILE, arrays)
     write_json(worker.output / ABOUT_FILE, {"dataset": built.dataset.identity()})
     return {
+        "prompts": lessons.count,
         "epochs": training.epoch,
         "best_epoch": training.best_epoch,
         "best": training.best,

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 from toy_run import KEY
 
 from raysys.errors import UserError
+from raysys.schema import RECOMMENDATION_SCHEMA
 from raysys.serving.doors import Allowances, Gate, digest_of
 from raysys.serving.holder import Holder
 from raysys.serving.messages import Answer
@@ -21,7 +23,7 @@ from raysys.serving.reranking import Ask
 from raysys.serving.settings import ServeSettings
 from raysys.serving.web import web_app
 from raysys.settings import parse_settings
-from raysys.store import write_json
+from raysys.store import write_json, write_table
 
 RERANK = {
     "engine": {"kind": "http", "http": {"base_url": "http://127.0.0.1:1"}},
@@ -196,6 +198,21 @@ def test_degraded_lists_are_not_kept(client_with: ClientOf) -> None:
     assert 'raysys_orders_total{order="reranked"} 1.0' in text
 
 
+def test_lists_of_the_run_do_not_stand_in_for_reranked_ones(
+    client_with: ClientOf, run: Path
+) -> None:
+    rows = [
+        {"user_id": "u2", "rank": rank, "item_id": "d", "score": 0.5, "title": None}
+        for rank in range(1, 11)
+    ]
+    path = run / "recommend" / "recommendations.parquet"
+    write_table(path, pa.Table.from_pylist(rows, RECOMMENDATION_SCHEMA))
+    client = client_with(asker(last_first))
+    assert ids(answer_of(client, rerank="off")) == ["d"] * 10
+    assert ids(answer_of(client)) == ["d", "c", "b"]
+    assert answer_of(client).reranked
+
+
 def test_what_validation_chose_decides(client_with: ClientOf, run: Path) -> None:
     (run / "rerank").mkdir()
     write_json(run / "rerank" / "choice.json", {"weight": 1.0, "below": 2, "tried": []})
@@ -215,6 +232,7 @@ def test_without_a_language_model_a_method_is_degraded(
     answer = answer_of(client, rerank="prompt")
     assert (answer.degraded, answer.reason) == (True, "no language model is configured")
     assert not answer_of(client).degraded
+    assert answer_of(client, rerank="prompt").degraded  # the list that is kept is not this one
     explained = client.post("/v1/explain", json={"user_id": "u2", "item_ids": ["b"]})
     assert explained.status_code == 501
 
