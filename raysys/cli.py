@@ -302,6 +302,40 @@ def finetune_yes_no(config: Config, overrides: Overrides = None, as_json: Json =
 
 
 @app.command()
+def tune(
+    config: Annotated[Path, typer.Argument(help="A sweep's .toml or .yaml file: see tune/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Single keys to change: trials=20 …")
+    ] = None,
+    run_keys: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A key of the run's config: data.k_core=5 …; repeatable."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a sweep; refused where there is none.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Try settings of a run on Ray Tune; finished trials and stages are not done again."""
+    from raysys.settings import load_settings
+    from raysys.tuning.outcome import BEST_FILE, PAGE_FILE, shown, write_outcome
+    from raysys.tuning.settings import TuneSettings
+    from raysys.tuning.sweep import run_sweep
+
+    settings = load_settings(TuneSettings, config, overrides or [])
+    changed = (*settings.overrides, *(run_keys or []))
+    settings = settings.model_copy(update={"overrides": changed})
+    sweep = run_sweep(settings, resume=resume)
+    results = write_outcome(sweep)
+    keys, out = list(settings.space), settings.out.resolve()
+    files = f"{out / PAGE_FILE}\nbest config: {out / BEST_FILE}"
+    table = Table(*keys, settings.figure, "seconds", "", caption=files)
+    for trial in sweep.trials:
+        table.add_row(*map(escape, shown(trial, keys)))
+    print_result(as_json, {"sweep": str(out), **results}, table)
+
+
+@app.command()
 def merge(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A fine-tuned run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],

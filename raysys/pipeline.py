@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from raysys.errors import UserError
+from raysys.settings import nearest
 from raysys.stages import (
     data,
     elmrec,
@@ -18,7 +20,7 @@ from raysys.stages import (
     train,
     yes_no,
 )
-from raysys.stages.context import RunContext, RunSettings
+from raysys.stages.context import RunContext, RunSettings, Share
 from raysys.store import Manifest, StageReport
 
 #: Stage name → what runs it, in order: each reads only folders of the stages above it.
@@ -82,19 +84,51 @@ def _wanted(settings: RunSettings, stages: Sequence[str]) -> list[str]:
     return [name for name in stages if name != "refit" or settings.train.refit]
 
 
+def stages_to(settings: RunSettings, stage: str) -> tuple[str, ...]:
+    """What must run, in order, for `stage` to finish; a later stage of its kind is left out.
+
+    Raises:
+        UserError: no such stage, or one that this run does not have.
+    """
+    if stage not in STAGES:
+        raise UserError(f"no stage '{stage}': {nearest(stage, list(STAGES))}")
+    own: tuple[str, ...]
+    if stage in YES_NO:
+        own = ("data", *(("summaries",) if settings.yes_no.summaries else ()), *YES_NO)
+    elif stage in ELMREC:
+        own = ("data", *ELMREC)
+    elif stage in GRAPH_LM:
+        own = ("data", *graph_lm.stages_of(settings.graph_lm))
+    elif stage == "summaries":
+        own = ("data", "summaries")
+    else:
+        own = tuple(_wanted(settings, stages_of(settings)))
+        if stage in ("train", "refit") and not train.reading(settings):
+            own = ("data", *own[own.index("train") :])
+        if stage in (rerank.RERANK, rerank.EXPLAIN):
+            trained = own.index("refit" if settings.train.refit else "train")
+            own = (*own[: trained + 1], rerank.RERANK, rerank.EXPLAIN)
+    if stage not in own:
+        raise UserError(f"this run has no stage '{stage}': {nearest(stage, own)}")
+    return own[: own.index(stage) + 1]
+
+
 def run_stages(
-    settings: RunSettings, stages: Sequence[str] | None = None
+    settings: RunSettings, stages: Sequence[str] | None = None, share: Share | None = None
 ) -> dict[str, StageOutcome]:
     """Run the named stages, or all that the run has, in order; finished ones are skipped.
 
     Ray is joined or started for the first stage that needs it and left at the end.
+
+    Args:
+        share: for a run that is one of several at a time.
 
     Raises:
         UserError: the run is busy, an earlier stage is missing, or a stage
             refuses its settings or input.
     """
     outcomes = {}
-    with RunContext(settings) as context:
+    with RunContext(settings, share) as context:
         for name in _wanted(settings, stages_of(settings) if stages is None else stages):
             manifest, skipped = STAGES[name](context)
             outcomes[name] = StageOutcome(manifest, skipped)

@@ -56,7 +56,7 @@ def load_settings(
         UserError: no such file, not parseable, unknown key (with the nearest
             valid one), or a value that is out of range.
     """
-    values = _read(Path(path))
+    values = read_values(Path(path))
     override_values(values, overrides)
     return parse_settings(cls, values, source=str(path))
 
@@ -80,7 +80,12 @@ def parse_settings(cls: type[SettingsT], values: dict[str, Any], *, source: str)
         raise UserError(f"{source}: " + "; ".join(lines)) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_values(path: Path) -> dict[str, Any]:
+    """The keys and values of a config file, as they stand there.
+
+    Raises:
+        UserError: no such file, not parseable, or no keys at its top level.
+    """
     if not path.is_file():
         raise UserError(f"config file {path} does not exist.")
     try:
@@ -100,18 +105,28 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _override(values: dict[str, Any], word: str) -> None:
     key, equals, text = word.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
+    if not equals or not all(key.strip().split(".")):
         raise UserError(f"override '{word}' must look like key=value or section.key=value.")
+    try:
+        value = tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    set_key(values, key.strip(), value)
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set one key of a nested dict, such as `train.epochs`, in place.
+
+    Raises:
+        UserError: a part before the last is a value.
+    """
+    *sections, last = key.split(".")
     node = values
-    for part in parts[:-1]:
+    for part in sections:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise UserError(f"override '{word}': '{part}' is a value, not a section.")
-    try:
-        node[parts[-1]] = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        node[parts[-1]] = text
+            raise UserError(f"'{key}': '{part}' is a value, not a section.")
+    node[last] = value
 
 
 def _explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:

@@ -252,10 +252,17 @@ def versions() -> dict[str, str]:
 
 
 class RunDirectory:
-    """One run: `ROOT/STAGE/` for each finished stage, `ROOT/.STAGE.work/` for the open one."""
+    """One run: `ROOT/STAGE/` for each finished stage, `ROOT/.STAGE.work/` for the open one.
 
-    def __init__(self, root: Path | str) -> None:
+    Args:
+        root: the run's folder.
+        reuse: other runs, and folders of runs: a stage that has finished in one of them is
+            taken from there where it is the same work.
+    """
+
+    def __init__(self, root: Path | str, reuse: Sequence[Path] = ()) -> None:
         self.root = Path(root).resolve()
+        self.reuse = tuple(folder.resolve() for folder in reuse)
 
     def path(self, stage: str) -> Path:
         """The published folder of a stage."""
@@ -299,7 +306,7 @@ class RunDirectory:
         """
         hashes = {name: self.require(name, "raysys run CONFIG").output_hash() for name in inputs}
         hashes |= {name: sha256_file(path) for name, path in (files or {}).items()}
-        return run_stage(self.path(stage), stage, config, hashes, body)
+        return run_stage(self.path(stage), stage, config, hashes, body, self.reuse)
 
 
 def run_stage(
@@ -308,6 +315,7 @@ def run_stage(
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
     body: Callable[[Path], StageReport],
+    reuse: Sequence[Path] = (),
 ) -> tuple[Manifest, bool]:
     """Fill the folder `target` unless it holds the same work already.
 
@@ -318,6 +326,8 @@ def run_stage(
         inputs: name → hash of everything that is read.
         body: does the work in the folder it is given; files found there are
             from an interrupted attempt at the same work.
+        reuse: see `RunDirectory`. Of several processes that lack the same work, one does it
+            and the others wait for it.
 
     Returns:
         The manifest, and whether the work was skipped.
@@ -332,6 +342,24 @@ def run_stage(
         return done, True
     if done is None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not the output of a stage: choose another folder.")
+    if not reuse:
+        return _fill(target, stage, config, inputs, mark, body), False
+    with FileLock(reuse[-1] / f".{stage}-{mark[:16]}.lock"):
+        found = _finished_elsewhere(reuse, stage, mark)
+        if found is None:
+            return _fill(target, stage, config, inputs, mark, body), False
+        logger.info("%s: the same work as %s, taken from there", stage, found)
+        return _take(found, target), True
+
+
+def _fill(
+    target: Path,
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    mark: str,
+    body: Callable[[Path], StageReport],
+) -> Manifest:
     work = target.with_name(f".{target.name}.work")
     _prepare(work, mark)
     logger.info("%s: started", stage)
@@ -358,7 +386,45 @@ def run_stage(
     write_json(work / MANIFEST, manifest.model_dump())
     _publish(work, target)
     logger.info("%s: done in %.1f s %s", stage, manifest.seconds, manifest.counts or "")
-    return manifest, False
+    return manifest
+
+
+def _finished_elsewhere(folders: Sequence[Path], stage: str, mark: str) -> Path | None:
+    """The folder of a stage with this fingerprint in one of these runs or folders of runs."""
+    for folder in folders:
+        for path in (folder / stage, *sorted(folder.glob(f"*/{stage}"))):
+            manifest = read_manifest(path)
+            if manifest is not None and manifest.fingerprint == mark:
+                return path
+    return None
+
+
+def _take(found: Path, target: Path) -> Manifest:
+    """Publish a finished stage of another run as `target`, with hard links where they can be.
+
+    What is published is only ever replaced by rename, so that shared bytes stay as they are.
+
+    Raises:
+        UserError: a file of it is missing or has another size than its manifest says.
+    """
+    work = target.with_name(f".{target.name}.work")
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(found, work, copy_function=_link)
+    manifest = read_manifest(work)
+    assert manifest is not None
+    for name, file in manifest.outputs.items():
+        if not (work / name).is_file() or (work / name).stat().st_size != file.bytes:
+            raise UserError(f"{found / name} is not what its manifest says: run its stage again.")
+    _publish(work, target)
+    return manifest
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link; a copy where the file system has none, or the two are on different ones."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _prepare(work: Path, mark: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -164,12 +165,30 @@ class RunSettings(Settings):
         return self
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a run has that is one of several at a time: a trial of a sweep.
+
+    Attributes:
+        resources: its part of the cluster.
+        reuse: runs and folders of runs whose finished stages it takes; see `RunDirectory`.
+        watch: called with stage, epoch and figure after each validation. Models are then trained
+            in this process and not by workers of Ray Train, which take long to start; none: they
+            are not.
+    """
+
+    resources: Resources
+    reuse: tuple[Path, ...] = ()
+    watch: Callable[[str, int, float], None] | None = None
+
+
 class RunContext:
     """A run at work: its settings, its directory, and Ray from the first stage that needs it."""
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: RunSettings, share: Share | None = None) -> None:
         self.settings = settings
-        self.run = RunDirectory(settings.out)
+        self.share = share
+        self.run = RunDirectory(settings.out, share.reuse if share else ())
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -186,8 +205,9 @@ class RunContext:
 
     @cached_property
     def resources(self) -> Resources:
-        """The cluster's resources; connects to Ray when first asked for."""
-        return self._stack.enter_context(connect(self.settings.cluster))
+        """What this run may use of the cluster; connects to Ray when first asked for."""
+        found = self._stack.enter_context(connect(self.settings.cluster))
+        return found if self.share is None else self.share.resources
 
     @property
     def trained(self) -> str:

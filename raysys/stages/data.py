@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from raysys.assets import fetch
@@ -13,11 +14,17 @@ from raysys.store import Manifest, run_stage, sha256_file
 
 def run(context: RunContext) -> tuple[Manifest, bool]:
     """Import the run's data into `RUN/data`."""
-    return import_folder(context.settings.data, context.run.path("data"))
+    return import_folder(context.settings.data, context.run.path("data"), context.run.reuse)
 
 
-def import_folder(settings: ImportSettings, target: Path) -> tuple[Manifest, bool]:
-    """Import into `target`, unless it holds the same import of the same files already."""
+def import_folder(
+    settings: ImportSettings, target: Path, reuse: Sequence[Path] = ()
+) -> tuple[Manifest, bool]:
+    """Import into `target`, unless it holds the same import of the same files already.
+
+    Args:
+        reuse: see `RunDirectory`.
+    """
     movielens = fetch("ml-100k") if settings.source == "ml-100k" else None
     given = (settings.interactions, settings.items, settings.users)
     files = movielens.glob("ml-100k.*") if movielens else (path for path in given if path)
@@ -28,6 +35,7 @@ def import_folder(settings: ImportSettings, target: Path) -> tuple[Manifest, boo
         settings.model_dump(mode="json"),
         hashes,
         lambda output: import_data(settings, output, movielens),
+        reuse,
     )
 
 

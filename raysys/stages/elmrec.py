@@ -24,7 +24,6 @@ from raysys.schema import (
     REVIEW,
     TEST,
     TRAIN,
-    VALID,
 )
 from raysys.stages.blocks import in_blocks
 from raysys.stages.context import RunContext
@@ -52,8 +51,8 @@ LEAKY = "elmrec (LEAKY: its graph holds edges that are asked for)"
 _BLOCK = 256
 #: How a run is trained and asked, which leaves what it starts from as it is.
 _LATER = {"train", "words", "tasks", "graph", "hide", "supervision_share", "templates", "decode"}
-_LATER |= {"train_negatives", "beams", "further", "ks", "history", "ease_reg"}
-_ASKED = {"decode", "beams", "further", "ks", "test_users", "ease_reg"}
+_LATER |= {"train_negatives", "beams", "further", "ks", "split", "history", "ease_reg"}
+_ASKED = {"decode", "beams", "further", "ks", "split", "test_users", "ease_reg"}
 logger = get_logger(__name__)
 
 
@@ -129,9 +128,10 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     found_material = material(job)
     tasks, prompts = found_material.tasks, found_material.prompts
     name = LEAKY if settings.leaks else ELMREC
-    asked = {task: tasks.asked(task, TEST) for task in settings.tasks}
+    asked = {task: tasks.asked(task, settings.split) for task in settings.tasks}
     ease = Ease(context.dataset.matrix(TRAIN), EaseSettings(reg=settings.ease_reg))
     shown: dict[str, Any] = {}
+    means: dict[str, float] = {}
     for task, rows in asked.items():
         if not rows:
             continue
@@ -142,9 +142,10 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
         if task == EXPLANATION:
             figures = _explained(prompts, rows, found["tokens"], output)
             shown[task] = {"texts": len(rows), "rows": {name: figures}}
+            means |= {f"{task}_{key}": value for key, value in figures.items()}
             continue
         lists = {name: found["items"], **_baselines(context, ease, task, rows)}
-        if task == SEQUENTIAL:
+        if task == SEQUENTIAL and settings.split == TEST:
             users, items = np.array([row.user for row in rows]), found["items"]
             # A beam search says an order; its scores are of different lengths.
             order = np.broadcast_to(-np.arange(items.shape[1], dtype=np.float32), items.shape)
@@ -152,6 +153,7 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
             write_table(output / RECOMMENDATIONS_FILE, table)
         targets = [row.item for row in rows]
         metrics = {row: hit_metrics(one, targets, settings.ks) for row, one in lists.items()}
+        means |= {f"{task}_{key}": float(one.mean()) for key, one in metrics[name].items()}
         shown[task] = {
             "users": len(rows),
             "rows": {row: intervals(one, None, settings.seed) for row, one in metrics.items()},
@@ -163,7 +165,9 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
         }
     write_json(output / METRICS_FILE, {"leaks": settings.leaks, "tasks": shown})
     done = sum(map(len, asked.values()))
-    return StageReport(counts={"in": done, "ok": done, "dead_letter": 0})
+    # Only what was measured on validation may choose: see raysys/tuning.
+    figures = {} if settings.split == TEST else {f"validation_{key}": means[key] for key in means}
+    return StageReport(counts={"in": done, "ok": done, "dead_letter": 0}, figures=figures)
 
 
 def _explained(
@@ -184,7 +188,7 @@ def _baselines(
     train = ease.train
     users = np.array([row.user for row in rows])
     lists: dict[str, list[np.ndarray]] = {POPULARITY: [], EASE: []}
-    histories = dataset.histories(TRAIN, VALID)
+    histories = dataset.histories(*settings.before)
     popularity = Popularity(train)
     for start in range(0, len(rows), 1024):
         part, block = rows[start : start + 1024], users[start : start + 1024]
@@ -214,14 +218,14 @@ def _recent(histories: list[np.ndarray], items: int) -> csr_matrix:
 
 
 class _Asking:
-    """A model on a worker, and the test rows of a task."""
+    """A model on a worker, and the rows of a task."""
 
     def __init__(self, job: ELMRecJob, model: Path, task: str) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         built = load(job, model, device)
         self._asked, self._task = Asked(built, job.settings), task
-        self._rows = built.tasks.asked(task, TEST)
-        self._known = built.dataset.histories(TRAIN, VALID, opinion=None)
+        self._rows = built.tasks.asked(task, job.settings.split)
+        self._known = built.dataset.histories(*job.settings.before, opinion=None)
 
     def block(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """Lists (block, k), or written tokens (block, T)."""

@@ -134,7 +134,7 @@ def _rerank(context: RunContext, output: Path) -> StageReport:
         ) -> Pools:
             return _ask(context, told, writer, models, limit, known, wanted, choice)
 
-        choice = Choice(settings.weight, settings.below)
+        choice, chosen = Choice(settings.weight, settings.below), {}
         if settings.choose:
             known, wanted = dataset.matrix(TRAIN, opinion=None), dataset.matrix(VALID)
             choice, tried = choose(
@@ -144,6 +144,8 @@ def _rerank(context: RunContext, output: Path) -> StageReport:
                 told,
             )
             write_json(output / CHOICE_FILE, {**asdict(choice), "tried": tried})
+            best = max(row[f"{_WATCHED}@{settings.k}"] for row in tried)
+            chosen = {f"validation_{_WATCHED}@{settings.k}": best}
         if settings.test_users != 0:
             known, wanted = dataset.matrix(TRAIN, VALID, opinion=None), dataset.matrix(TEST)
             pools = ask(context.trained, settings.test_users, known, wanted, choice)
@@ -164,6 +166,7 @@ def _rerank(context: RunContext, output: Path) -> StageReport:
         },
         dropped={"all_items_seen": empty} if empty else {},
         figures={
+            **chosen,
             "weight": choice.weight,
             "calls": float(asked.generated),
             "cached_calls": float(asked.cached),

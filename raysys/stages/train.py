@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from raysys.text.embeddings import VECTORS_FILE
 from raysys.training.graph_models import train_graph_model
 from raysys.training.jobs import HISTORY_FILE, TrainJob, TrainResult
 from raysys.training.linear_models import train_linear_model
+from raysys.training.loop import WATCHED
 from raysys.training.ray_train import RESULT_FILE, Placement, user_error
 
 
@@ -25,7 +27,6 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
     """Train all models into `RUN/train/NAME/`."""
     settings = context.settings
     require_models(settings)
-    reading = any(model.reads_profiles(model.grid) for model in settings.models.values())
     outside = {
         f"{name}.start_from": Path(model.start_from) / PARAMETERS_FILE
         for name, model in settings.models.items()
@@ -37,7 +38,7 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
             "train": settings.train.model_dump(mode="json", exclude={"refit"}),
             "models": {name: model.model_dump() for name, model in settings.models.items()},
         },
-        ["data", "embeddings"] if reading else ["data"],
+        ["data", "embeddings"] if reading(settings) else ["data"],
         lambda output: _train(context, output),
         files=outside,
     )
@@ -48,6 +49,11 @@ def run_refit(context: RunContext) -> tuple[Manifest, bool]:
     return context.run.run_stage(
         "refit", {}, ["data", "train"], lambda output: _train(context, output, refit=True)
     )
+
+
+def reading(settings: RunSettings) -> bool:
+    """Whether a model reads profile vectors."""
+    return any(model.reads_profiles(model.grid) for model in settings.models.values())
 
 
 def require_models(settings: RunSettings) -> None:
@@ -73,8 +79,11 @@ def place_training(context: RunContext, stage: str) -> Placement:
     """
     plan = plan_training(context, context.resources, stage)
     preflight(plan, context.resources)
-    worker = plan.pools[0]
-    return Placement(worker.actors, worker.cpus, worker.gpus > 0)
+    worker, share = plan.pools[0], context.share
+    watch = None
+    if share is not None and share.watch is not None and worker.actors == 1:
+        watch = partial(share.watch, stage)
+    return Placement(worker.actors, worker.cpus, worker.gpus > 0, watch)
 
 
 def result(folder: Path) -> TrainResult:
@@ -111,19 +120,33 @@ def _train(context: RunContext, output: Path, *, refit: bool = False) -> StageRe
             if refit:
                 job = _as_chosen(job, result(context.run.path("train") / name))
             if model.linear:
-                _fit_on_ray(job, work)
+                _fit(job, work)
             else:
                 train_graph_model(job, work)
             os.replace(work, folder)
         epochs += result(folder).epochs
+    recalls = [
+        found
+        for name, model in context.settings.models.items()
+        if not model.control and (found := result(output / name).best_recall) is not None
+    ]
+    best = {f"validation_{WATCHED}": max(recalls)} if recalls else {}
     positives = len(context.dataset.pairs(*((TRAIN, VALID) if refit else (TRAIN,)))[0])
     return StageReport(
         counts={"in": positives, "ok": positives, "dead_letter": 0},
-        figures={"models": float(len(context.settings.models)), "epochs": float(epochs)},
+        figures={
+            "models": float(len(context.settings.models)),
+            "epochs": float(epochs),
+            **best,
+        },
     )
 
 
-def _fit_on_ray(job: TrainJob, work: Path) -> None:
+def _fit(job: TrainJob, work: Path) -> None:
+    """Fit a linear model in a task of Ray, or here."""
+    if job.placement.watch is not None:
+        train_linear_model(job, work)
+        return
     import ray
 
     fit = ray.remote(num_cpus=job.placement.cpus_per_worker, max_retries=0)(train_linear_model)
@@ -139,7 +162,7 @@ def _fit_on_ray(job: TrainJob, work: Path) -> None:
 def _job(
     context: RunContext, model: TrainedModelSettings, placement: Placement, trained: Path
 ) -> TrainJob:
-    reading = model.reads_profiles(model.grid)
+    vectors = context.run.path("embeddings") / VECTORS_FILE
     start = None
     if model.start_from is not None:
         above = trained / model.start_from
@@ -150,7 +173,7 @@ def _job(
             model.model_dump(include=set(ModelSettings.model_fields))
         ),
         train=context.settings.train.model_copy(update=model.train),
-        profiles=context.run.path("embeddings") / VECTORS_FILE if reading else None,
+        profiles=vectors if model.reads_profiles(model.grid) else None,
         shuffle_profiles=model.shuffle_profiles,
         train_noise=model.train_noise,
         start_from=start,

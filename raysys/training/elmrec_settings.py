@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from raysys.models.elmrec import WordSettings
-from raysys.schema import TRAIN
+from raysys.schema import TEST, TRAIN, VALID
 from raysys.settings import Settings
 from raysys.text.id_prompts import Numbering
 from raysys.text.small_models import SmallSettings
@@ -81,6 +81,9 @@ class ELMRecSettings(Settings):
     """Users, and rows of explanations, whose validation loss decides when to stop."""
     test_users: int | None = Field(default=None, ge=1)
     """Users, and rows of explanations, that are measured, drawn by `seed`; none: all."""
+    split: Literal["test", "valid"] = "test"
+    """Which rows are measured. `valid` is for sweeps over `further` and `decode`, which must not
+    choose on test."""
     decode: Literal["trie", "score"] = "trie"
     """Direct task. `trie`: beam search among the candidates. `score`: all by teacher forcing."""
     beams: int = Field(default=20, ge=1, le=200)
@@ -108,6 +111,11 @@ class ELMRecSettings(Settings):
                 'set hide = "batch" or words.sequential.whole_words = "incremental"'
             )
         return self
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """The splits that came before the rows that are measured."""
+        return (TRAIN, VALID) if self.split == TEST else (TRAIN,)
 
     @property
     def leaks(self) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -89,6 +89,8 @@ class GraphTraining:
         stale: validations since then.
         halved: numbers of finished epochs after which the step size was halved.
     """
+
+    watched: ClassVar[str] = WATCHED
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Run one training loop on Ray Train: restarts, progress, and mistakes told once.
+"""Run one training loop, on Ray Train or here: restarts, progress, and mistakes told once.
 
 The loop itself knows nothing of Ray. Ray restarts killed workers from the newest checkpoint;
 calling `fit` again with the same name and output goes on after a killed driver.
@@ -12,10 +12,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -43,17 +43,26 @@ class Placement:
         workers: Ray Train workers; each takes a share of every batch.
         cpus_per_worker: logical CPUs that Ray reserves for each worker.
         use_gpu: one GPU for each worker.
+        watch: called with epoch and figure after each validation, where the one worker is this
+            process; none: Ray Train starts the workers.
     """
 
     workers: int = 1
     cpus_per_worker: float = 1.0
     use_gpu: bool = False
+    watch: Callable[[int, float], None] | None = None
 
 
 class Loop(Protocol):
-    """A training that can be stopped after any epoch."""
+    """A training that can be stopped after any epoch.
+
+    Attributes:
+        history: one row an epoch, with `epoch` and the figure that `watched` names, or null.
+    """
 
     workers: Workers
+    watched: ClassVar[str]
+    history: list[dict[str, float | None]]
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint."""
@@ -67,34 +76,103 @@ class Loop(Protocol):
 Train = Callable[["Worker"], dict[str, Any] | None]
 
 
+class Checkpoints(Protocol):
+    """Where the checkpoints of one training are kept."""
+
+    def newest(self) -> AbstractContextManager[str | Path] | None:
+        """The folder of the newest checkpoint, for as long as it is read."""
+
+    def keep(self, loop: Loop, metrics: dict[str, Any]) -> None:
+        """Keep a checkpoint. All workers call."""
+
+
+class RayCheckpoints:
+    """Of a worker of Ray Train."""
+
+    def newest(self) -> AbstractContextManager[str | Path] | None:
+        """See `Checkpoints`."""
+        import ray.train
+
+        found = ray.train.get_checkpoint()
+        return None if found is None else found.as_directory()
+
+    def keep(self, loop: Loop, metrics: dict[str, Any]) -> None:
+        """See `Checkpoints`."""
+        import ray.train
+
+        with tempfile.TemporaryDirectory() as folder:
+            loop.save(Path(folder))
+            first = loop.workers.first
+            kept = ray.train.Checkpoint.from_directory(folder) if first else None
+            ray.train.report(metrics, checkpoint=kept)
+
+
+class FolderCheckpoints:
+    """Of a training in this process.
+
+    Args:
+        folder: for this training alone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def newest(self) -> AbstractContextManager[str | Path] | None:
+        """See `Checkpoints`."""
+        kept = self._kept()
+        return nullcontext(kept[-1]) if kept else None
+
+    def keep(self, loop: Loop, metrics: dict[str, Any]) -> None:
+        """See `Checkpoints`."""
+        before = self._kept()
+        work = self._folder / ".work"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        loop.save(work)
+        # One that was made again after a crash is as good as the first.
+        shutil.rmtree(self._folder / f"{metrics['step']:012d}", ignore_errors=True)
+        os.replace(work, self._folder / f"{metrics['step']:012d}")
+        for folder in before:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _kept(self) -> list[Path]:
+        return sorted(self._folder.glob("[0-9]*"))
+
+
 @dataclass(frozen=True)
 class Worker:
-    """What one Ray Train worker is handed."""
+    """What a worker is handed.
+
+    Attributes:
+        output: the folder that the first worker writes to.
+        watch: see `Placement`.
+    """
 
     output: Path
     device: torch.device
     workers: Workers
+    checkpoints: Checkpoints = field(default_factory=RayCheckpoints)
+    watch: Callable[[int, float], None] | None = None
 
     def resume(self, loop: Loop) -> None:
         """Load the newest checkpoint of this run, if there is one."""
-        import ray.train
-
-        newest = ray.train.get_checkpoint()
+        newest = self.checkpoints.newest()
         if newest is not None:
-            with newest.as_directory() as folder:
+            with newest as folder:
                 loop.load(Path(folder))
 
     def reporter(self) -> Reporter:
         """What the loop calls to keep checkpoints and show how far it is."""
-        return Reporter(self.output)
+        return Reporter(self)
 
 
 class Reporter:
     """Report a checkpoint where one is due, and note progress once a second at most."""
 
-    def __init__(self, output: Path) -> None:
-        self._output = output
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
         self._noted = 0.0
+        self._watched = 0
 
     def __call__(self, loop: Loop, step: int, loss: float | None, due: bool) -> None:
         """Note how far the training is; with `due`, keep a checkpoint.
@@ -103,20 +181,21 @@ class Reporter:
             step: on the scale of `fit`'s `steps`.
             loss: is shown.
         """
-        import ray.train
-
         if loop.workers.first and time.monotonic() - self._noted >= 1.0:
             self._noted = time.monotonic()
-            write_json(self._output / _PROGRESS_FILE, {"step": step, "loss": loss})
-        if not due:
-            return
-        metrics = {"step": step, "loss": loss}
-        with tempfile.TemporaryDirectory() as folder:
-            loop.save(Path(folder))
-            if not loop.workers.first:
-                ray.train.report(metrics)
-                return
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            write_json(self._worker.output / _PROGRESS_FILE, {"step": step, "loss": loss})
+        if self._worker.watch is not None:
+            self._tell(loop, self._worker.watch)
+        if due:
+            self._worker.checkpoints.keep(loop, {"step": step, "loss": loss})
+
+    def _tell(self, loop: Loop, watch: Callable[[int, float], None]) -> None:
+        """Tell of the validations since the last call; after a resume, of all again."""
+        rows, self._watched = loop.history[self._watched :], len(loop.history)
+        for row in rows:
+            figure = row.get(loop.watched)
+            if figure is not None:
+                watch(int(row["epoch"] or 0), figure)
 
 
 def run_epochs(training: EpochTraining, worker: Worker) -> None:
@@ -141,7 +220,7 @@ def fit(
     steps: int,
     max_failures: int,
 ) -> dict[str, Any]:
-    """Train on the connected Ray cluster; returns what the first worker's `train` returned.
+    """Train where `placement` says; returns what the first worker's `train` returned.
 
     Args:
         train: what each worker runs; sent to the workers.
@@ -153,10 +232,40 @@ def fit(
     Raises:
         UserError: raised by a worker, or `output` is not shared by the nodes.
     """
+    (output / RESULT_FILE).unlink(missing_ok=True)
+    if placement.watch is not None:
+        _run_here(train, output, name, placement)
+    else:
+        _run_on_ray_train(train, output, name, placement, steps, max_failures)
+    if not (output / RESULT_FILE).is_file():
+        raise UserError(
+            f"training has finished, but {output} holds no model: put the run's folder on "
+            "storage that all nodes of the cluster share."
+        )
+    values: dict[str, Any] = read_json(output / RESULT_FILE)
+    shutil.rmtree(output / _RAY_FOLDER, ignore_errors=True)
+    (output / _PROGRESS_FILE).unlink(missing_ok=True)
+    if _MISTAKE in values:
+        (output / RESULT_FILE).unlink()
+        raise UserError(values[_MISTAKE])
+    return values
+
+
+def _run_here(train: Train, output: Path, name: str, placement: Placement) -> None:
+    """One worker, in this process."""
+    device = torch.device("cuda" if placement.use_gpu else "cpu")
+    checkpoints = FolderCheckpoints(output / _RAY_FOLDER / name)
+    result = train(Worker(output, device, Workers(), checkpoints, placement.watch))
+    if result is not None:
+        write_json(output / RESULT_FILE, result)
+
+
+def _run_on_ray_train(
+    train: Train, output: Path, name: str, placement: Placement, steps: int, max_failures: int
+) -> None:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    (output / RESULT_FILE).unlink(missing_ok=True)
     # Ray looks for reports every 2 s, and each report waits for the one before: checkpoints of
     # a small model would take longer than its training.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -187,18 +296,6 @@ def fit(
                 if mistake is not None:
                     raise mistake from None
             raise
-    if not (output / RESULT_FILE).is_file():
-        raise UserError(
-            f"training has finished, but {output} holds no model: put the run's folder on "
-            "storage that all nodes of the cluster share."
-        )
-    values: dict[str, Any] = read_json(output / RESULT_FILE)
-    shutil.rmtree(output / _RAY_FOLDER, ignore_errors=True)
-    (output / _PROGRESS_FILE).unlink(missing_ok=True)
-    if _MISTAKE in values:
-        (output / RESULT_FILE).unlink()
-        raise UserError(values[_MISTAKE])
-    return values
 
 
 def user_error(error: BaseException) -> UserError | None:
