@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toy_sweep import LAYERS, RATE, write_run
 
 from raysys.cli import main
 from raysys.errors import UserError
@@ -26,37 +27,6 @@ from raysys.tuning.settings import TuneSettings
 from raysys.tuning.sweep import TRIALS, run_sweep
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
-LAYERS, RATE = "models.m.settings.layers", "train.learning_rate"
-
-
-def write_run(folder: Path, epochs: int = 4) -> Path:
-    """Two groups of users, who like the items of their group."""
-    draw = np.random.default_rng(0)
-    rows = []
-    for user in range(60):
-        for item in draw.choice(20, 8, replace=False) + 20 * (user % 2):
-            rows.append(f"u{user},i{item},{len(rows)}")
-    (folder / "inter.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows))
-    items = [f"i{item},T{item}" for item in range(40)]
-    (folder / "items.csv").write_text("item_id,title\n" + "\n".join(items))
-    path = folder / "run.toml"
-    path.write_text(f"""
-out = "{folder}/run"
-[data]
-interactions = "{folder}/inter.csv"
-items = "{folder}/items.csv"
-split = {{ method = "ratio", train = 0.6, valid = 0.2, test = 0.2 }}
-[models.m]
-backbone = "lightgcn"
-settings = {{ width = 8 }}
-[train]
-epochs = {epochs}
-batch_size = 64
-validate_every = 1
-checkpoint_every = 10
-patience = {epochs}
-""")
-    return path
 
 
 def sweep_of(folder: Path, run: Path, **values: Any) -> TuneSettings:
@@ -204,24 +174,24 @@ def test_a_killed_sweep_goes_on(folder: Path) -> None:
     out = folder / "killed" / "sweep"
     config.write_text(
         f'out = "{out}"\nrun = "{run}"\nconcurrent = 1\n[space]\n'
-        f'"{RATE}" = [0.01, 0.02, 0.03, 0.04]\n[cluster]\nobject_store_gib = 0.2\n'
+        f'"{RATE}" = [0.01, 0.02, 0.03]\n[cluster]\nobject_store_gib = 0.2\n'
     )
     command = [str(Path(sys.executable).with_name("raysys")), "tune", str(config)]
     environment = os.environ | {"RAY_worker_niceness": "0"}
     driver = subprocess.Popen(command, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while len(list(out.rglob("trial.json"))) < 2 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 200
+    while not list(out.rglob("trial.json")) and time.monotonic() < deadline:
         assert driver.poll() is None
         time.sleep(0.05)
     driver.send_signal(signal.SIGKILL)
     driver.wait(timeout=30)
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("trial.json")}
-    assert 2 <= len(kept) < 4
+    assert 1 <= len(kept) < 3
     assert not (out / "results.json").exists()
     _wait_until_free(out)
     subprocess.run([*command, "--resume"], env=environment, check=True, timeout=200)
     results = json.loads((out / "results.json").read_text())
-    assert results["counts"] == {"in": 4, "ok": 4, "dead_letter": 0, "stopped_early": 0}
+    assert results["counts"] == {"in": 3, "ok": 3, "dead_letter": 0, "stopped_early": 0}
     for path, time_ns in kept.items():
         assert path.stat().st_mtime_ns == time_ns
 
