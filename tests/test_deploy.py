@@ -281,7 +281,7 @@ def test_rays_own_validator_takes_the_cluster(aws: dict[str, Any]) -> None:
 def test_rays_own_validator_refuses_slips(aws: dict[str, Any]) -> None:
     with pytest.raises(Exception, match="available_node_typ"):
         validated(aws | {"available_node_typ": {}})
-    with pytest.raises(Exception, match="haed"):
+    with pytest.raises(Exception, match="head_node_type"):
         validated(aws | {"head_node_type": "haed"})
 
 
