@@ -114,7 +114,15 @@ def test_commands_and_jobs_cover_the_stages():
         STAGES
     )
     jobs = {path.stem for path in (ROOT / "jobs").glob("*.py")}
-    by_name = {"run", "evaluate", "train", "train_elmrec", "train_graph_lm", "finetune_yes_no"}
+    by_name = {
+        "run",
+        "tune",
+        "evaluate",
+        "train",
+        "train_elmrec",
+        "train_graph_lm",
+        "finetune_yes_no",
+    }
     assert jobs == {*by_name, *STAGE_COMMANDS, *TEXT_COMMANDS}
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import numpy as np
 import psutil
@@ -268,3 +270,56 @@ def test_a_header_that_lies_is_refused(tmp_path, header, word):
     with pytest.raises(UserError, match=word) as caught:
         map_arrays(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_stage_that_finished_in_another_run_is_taken_from_there(tmp_path):
+    calls = []
+    first, _ = RunDirectory(tmp_path / "a").run_stage("s", {"x": 1}, [], body_writing("one", calls))
+    run = RunDirectory(tmp_path / "runs" / "b", reuse=[tmp_path / "a", tmp_path / "runs"])
+    taken, skipped = run.run_stage("s", {"x": 1}, [], body_writing("two", calls))
+    assert (skipped, calls, taken) == (True, ["one"], first)
+    files = [path / "s" / "manifest.json" for path in (tmp_path / "a", run.root)]
+    assert files[0].stat().st_ino == files[1].stat().st_ino
+    # Other work is done, and found by the next run through the folder of runs.
+    run.run_stage("s", {"x": 2}, [], body_writing("three", calls))
+    third = RunDirectory(tmp_path / "runs" / "c", reuse=[tmp_path / "a", tmp_path / "runs"])
+    assert third.run_stage("s", {"x": 2}, [], body_writing("four", calls))[1]
+    assert calls == ["one", "three"]
+    # The run that it was taken from is as it was.
+    assert RunDirectory(tmp_path / "a").require("s", "run") == first
+
+
+def test_a_changed_stage_of_another_run_is_not_taken(tmp_path):
+    run = RunDirectory(tmp_path / "a")
+    manifest, _ = run.run_stage("s", {}, [], body_writing("one", []))
+    name = next(iter(manifest.outputs))
+    (run.path("s") / name).write_text("longer than before")
+    other = RunDirectory(tmp_path / "b", reuse=[tmp_path / "a"])
+    with pytest.raises(UserError, match="is not what its manifest says"):
+        other.run_stage("s", {}, [], body_writing("two", []))
+    assert not other.path("s").exists()
+
+
+def test_of_several_that_lack_the_same_stage_one_does_it(tmp_path):
+    calls = []
+    (tmp_path / "runs").mkdir()
+    started = threading.Barrier(3)
+
+    def work(name):
+        started.wait()
+        run = RunDirectory(tmp_path / "runs" / name, reuse=[tmp_path / "runs"])
+        run.root.mkdir()
+        run.run_stage("s", {}, [], body_slowly)
+
+    def body_slowly(output):
+        calls.append(output)
+        time.sleep(0.3)
+        return StageReport()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1
+    assert all((tmp_path / "runs" / name / "s" / "manifest.json").is_file() for name in "abc")

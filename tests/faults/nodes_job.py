@@ -17,7 +17,13 @@ from typing import Any
 
 # Every server of every node binds 127.0.0.1: see raysys/cluster.py.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-os.environ |= {"RAY_worker_niceness": "0"}
+os.environ |= {
+    "RAY_worker_niceness": "0",
+    # A lost node is noticed after two seconds, not after thirty.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
 
 import psutil
 import ray
@@ -178,7 +184,7 @@ def serving(cluster: Cluster) -> dict[str, Any]:
 
     thread = threading.Thread(target=lose)
     thread.start()
-    load = put_load(url, "secret", bodies, connections=4, seconds=25, rate=20)
+    load = put_load(url, "secret", bodies, connections=4, seconds=15, rate=30)
     thread.join()
     until(lambda: nodes_alive() == 3 and running() == 2)
     after = put_load(url, "secret", bodies, connections=2, seconds=2, rate=20)
