@@ -34,20 +34,10 @@ GRID = {
 }
 
 
-def stage_seconds(folder: Path) -> float:
-    """Seconds of all finished stages of a run that are not links to another run's."""
-    found = {}
-    for manifest in folder.glob("*/manifest.json"):
-        read = read_manifest(manifest.parent)
-        if read is not None and manifest.stat().st_nlink == 1:
-            found[manifest] = read.seconds
-    return sum(found.values())
-
-
-def stages_of(sweep: Sweep) -> float:
-    """Seconds of stages in all trials, each stage where it was made."""
+def stage_seconds(sweep: Sweep, trials: str = "*") -> float:
+    """Seconds of the finished stages of some trials; what is linked to counts once."""
     made = {}
-    for manifest in (sweep.settings.out / TRIALS).glob("*/*/manifest.json"):
+    for manifest in (sweep.settings.out / TRIALS).glob(f"{trials}/*/manifest.json"):
         read = read_manifest(manifest.parent)
         if read is not None:
             made[manifest.stat().st_ino] = read.seconds
@@ -100,8 +90,7 @@ def swept(config: Path, changed: tuple[str, ...], folder: Path, one: float) -> d
 
     settings = sweep("sweep", changed, early_stopping={"grace": 5, "reduction": 3})
     found = run_sweep(settings)
-    base = stage_seconds(folder / "sweep" / TRIALS / "base")
-    work = base + sum(trial.seconds for trial in found.trials)
+    work = stage_seconds(found, "base") + sum(trial.seconds for trial in found.trials)
     count = len(found.trials)
     small = ('models={ con = { backbone = "lightgcn" } }', *changed[1:2], "train.epochs=2")
     space = {"train.learning_rate": [1e-4 * 1.3**power for power in range(count)]}
@@ -111,7 +100,7 @@ def swept(config: Path, changed: tuple[str, ...], folder: Path, one: float) -> d
         start = time.monotonic()
         done = run_sweep(quick)
         wall = time.monotonic() - start
-    overhead = (wall * at_a_time - stages_of(done)) / count
+    overhead = (wall * at_a_time - stage_seconds(done)) / count
     return {
         "trials": count,
         "stopped_early": sum(trial.stopped for trial in found.trials),

@@ -60,6 +60,9 @@ def run_trials(plan: Plan, at_a_time: int, folder: Path) -> list[Trial]:
                 max_concurrent_trials=at_a_time,
                 search_alg=None if trials else _optuna(plan),
                 scheduler=_scheduler(settings),
+                # A process for each trial takes seconds to start. One whose trial was stopped still
+                # waits for the trial's run, which ends with it.
+                reuse_actors=settings.early_stopping is None,
             ),
             run_config=tune.RunConfig(
                 name="tune", storage_path=str(folder), verbose=0, callbacks=[keeper]
