@@ -46,7 +46,7 @@ def run_trials(plan: Plan, at_a_time: int, folder: Path) -> list[Trial]:
     trials = [] if settings.search == "optuna" else listed(settings)
     total = len(trials) or settings.trials or 0
     at_a_time = min(at_a_time, total)
-    logger.info("sweep: %d trials, %d at a time, %s", total, at_a_time, ", ".join(plan.stages))
+    logger.info("sweep: %d trials, %d at a time, by %s", total, at_a_time, settings.objective)
     shutil.rmtree(folder, ignore_errors=True)
     with progress("trials", total) as tracker:
         keeper = _keeper(plan, trials, tracker)
@@ -102,12 +102,15 @@ def _keeper(plan: Plan, trials: list[Values], tracker: Tracker) -> Any:
             self, iteration: int, trials: list[Any], trial: Any, **_: Any
         ) -> None:
             values = _values_of(trial)
-            path = plan.folder(values) / RESULT_FILE
-            reports = self._reports[trial.trial_id]
-            if not path.is_file():
-                seconds = round(trial.last_result["time_total_s"], 3)
-                write_json(path, {"values": values, "reports": reports, "seconds": seconds})
-            kept = read_json(path)
+            kept = plan.kept(values)
+            if kept is None:
+                kept = {
+                    "mark": plan.mark,
+                    "values": values,
+                    "reports": self._reports[trial.trial_id],
+                    "seconds": round(trial.last_result["time_total_s"], 3),
+                }
+                write_json(plan.folder(values) / RESULT_FILE, kept)
             last = kept["reports"][-1]
             self._add(Trial(values, last[VALUE], FINAL not in last, None, kept["seconds"]))
 
@@ -148,8 +151,12 @@ def _optuna(plan: Plan) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
     settings = plan.settings
-    finished = [read_json(path)["values"] for path in sorted(plan.trials.glob(f"*/{RESULT_FILE}"))]
-    points = [point for values in finished if (point := to_tune(settings, values)) is not None]
+    finished = [read_json(path) for path in sorted(plan.trials.glob(f"*/{RESULT_FILE}"))]
+    points = [
+        point
+        for found in finished
+        if found["mark"] == plan.mark and (point := to_tune(settings, found["values"])) is not None
+    ]
     logging.getLogger("optuna").setLevel(logging.ERROR)
     return OptunaSearch(
         tune_space(settings),

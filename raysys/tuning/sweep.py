@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from raysys.cluster import ClusterSettings, Resources, connect, local_resources
 from raysys.errors import UserError
 from raysys.pipeline import ELMREC, GRAPH_LM, YES_NO, run_stages, stages_to
 from raysys.settings import override_values, parse_settings, read_values
 from raysys.stages.context import RunSettings, Share
-from raysys.store import RunDirectory, write_json
+from raysys.store import RunDirectory, fingerprint, write_json
 from raysys.tuning.ray_tune import run_trials
 from raysys.tuning.settings import TuneSettings
 from raysys.tuning.space import check_space
@@ -88,15 +90,14 @@ def run_sweep(settings: TuneSettings, *, resume: bool = False) -> Sweep:
     with RunDirectory(out).lock(), connect(_room(settings)) as have:
         (out / TRIALS).mkdir(exist_ok=True)
         write_json(out / SWEEP_FILE, settings.model_dump(mode="json"))
-        if before:
-            once = run.model_copy(update={"out": out / TRIALS / _BASE, "cluster": settings.cluster})
-            run_stages(once, before, Share(have, (run.out, out / TRIALS)))
+        once = run.model_copy(update={"out": out / TRIALS / _BASE, "cluster": settings.cluster})
+        done = run_stages(once, before, Share(have, (run.out, out / TRIALS))) if before else {}
         plan = Plan(
             settings=settings,
             base=base,
             run=run.out.resolve(),
             trials=out / TRIALS,
-            stages=stages,
+            mark=_mark(settings, base, [one.manifest.output_hash() for one in done.values()]),
             in_process=in_process,
             memory_gib=have.memory_gib,
         )
@@ -108,6 +109,14 @@ def run_sweep(settings: TuneSettings, *, resume: bool = False) -> Sweep:
         problem = next((trial.problem for trial in trials if trial.problem), "all were stopped")
         raise UserError(f"no trial came to an end: {problem}")
     return sweep
+
+
+def _mark(settings: TuneSettings, base: dict[str, Any], inputs: list[str]) -> str:
+    """The same only where a trial with the same values would come to the same."""
+    config = {key: value for key, value in base.items() if key not in ("out", "cluster")}
+    chosen = settings.model_dump(mode="json", include={"objective", "early_stopping"})
+    # Dates in a TOML file are the one kind of value that JSON has not.
+    return fingerprint({"config": to_jsonable_python(config), **chosen, "inputs": inputs})
 
 
 def unchanged(settings: TuneSettings, stages: tuple[str, ...]) -> tuple[str, ...]:
@@ -160,8 +169,13 @@ def _trains_here(settings: TuneSettings, run: RunSettings, stages: tuple[str, ..
             )
         return True
     if settings.early_stopping:
+        others = [stage for stage in stages if stage not in _IN_PROCESS]
         raise UserError(
-            "early_stopping wants trials that train in one process: set cluster.train_workers = 1 "
-            f"and sweep only what comes after {', '.join(stages[:1])}, or leave it out."
+            "early_stopping wants trials that train in their own process: "
+            + (
+                f"leave it out, for trials here also run {', '.join(others)}."
+                if others
+                else "set cluster.train_workers = 1, or leave it out."
+            )
         )
     return False

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from raysys.cluster import SMALL_CPUS, TASK_CPUS, Resources
 from raysys.errors import UserError
-from raysys.pipeline import run_stages
+from raysys.pipeline import run_stages, stages_to
 from raysys.settings import parse_settings
 from raysys.stages.context import RunSettings, Share
 from raysys.store import read_json, write_json
@@ -62,7 +64,7 @@ class Plan:
         base: the run's config as in its file, with the overrides.
         run: folder of the run whose finished stages they take.
         trials: folder of their runs.
-        stages: what each runs.
+        mark: of trials that would come to the same with the same values; see `kept`.
         in_process: models are trained in the trial's process, which reserves `cpus` and `gpus`.
         memory_gib: of the cluster.
     """
@@ -71,13 +73,19 @@ class Plan:
     base: dict[str, Any]
     run: Path
     trials: Path
-    stages: tuple[str, ...]
+    mark: str
     in_process: bool
     memory_gib: float
 
     def folder(self, values: Values) -> Path:
         """The run of a trial."""
         return self.trials / name_of(values)
+
+    def kept(self, values: Values) -> dict[str, Any] | None:
+        """What a trial told and took that has finished before, from the same config and data."""
+        path = self.folder(values) / RESULT_FILE
+        found: dict[str, Any] = read_json(path) if path.is_file() else {}
+        return found if found.get("mark") == self.mark else None
 
     def run_settings(self, values: Values) -> RunSettings:
         """The config of a trial."""
@@ -103,8 +111,9 @@ def run_trial(config: dict[str, Any], plan: Plan, values: Values) -> None:
     from ray import tune
 
     folder = plan.folder(values)
-    if (folder / RESULT_FILE).is_file():
-        for report in read_json(folder / RESULT_FILE)["reports"]:
+    kept = plan.kept(values)
+    if kept is not None:
+        for report in kept["reports"]:
             tune.report(report)
         return
     (folder / REPORTS_FILE).unlink(missing_ok=True)
@@ -149,7 +158,11 @@ def _work(plan: Plan, values: Values) -> dict[str, Any]:
     (folder / MISTAKE_FILE).unlink(missing_ok=True)
     pick = min if settings.smaller_is_better else max
     figures: list[float] = []
-    with (folder / REPORTS_FILE).open("w", encoding="utf-8") as reports:
+    # A process of a killed sweep may still be at work here, and a searcher may say a point twice.
+    with (
+        FileLock(plan.trials / f".{folder.name}.lock"),
+        (folder / REPORTS_FILE).open("w", encoding="utf-8") as reports,
+    ):
 
         def watch(stage: str, epoch: int, figure: float) -> None:
             if stage == settings.stage:
@@ -164,7 +177,8 @@ def _work(plan: Plan, values: Values) -> dict[str, Any]:
             watch if plan.in_process else None,
         )
         try:
-            outcomes = run_stages(plan.run_settings(values), plan.stages, share)
+            run = plan.run_settings(values)
+            outcomes = run_stages(run, stages_to(run, settings.stage), share)
             found = outcomes[settings.stage].manifest.figures
             if settings.figure not in found:
                 has = ", ".join(sorted(found))
