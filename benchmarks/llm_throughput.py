@@ -29,7 +29,7 @@ from raysys.assets import model_path
 from raysys.cluster import ClusterSettings, connect, cores_per, visible_gpus
 from raysys.data.dataset import Dataset
 from raysys.data.importers import ImportSettings
-from raysys.models.align import fast_bfloat16
+from raysys.models.precision import matrix_type
 from raysys.settings import parse_settings
 from raysys.stages.data import import_folder
 from raysys.store import read_table, write_table
@@ -236,8 +236,8 @@ def single(rounds: Rounds, prompts: int) -> float:
 
     torch.set_num_threads(cores_per(1))
     on_gpu = visible_gpus() > 0
-    dtype = torch.bfloat16 if on_gpu or fast_bfloat16() else torch.float32
     device = "cuda" if on_gpu else "cpu"
+    dtype = matrix_type(torch.device(device))
     path = model_path(ENGINE.model)
     tokenizer: Any = AutoTokenizer.from_pretrained(path)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Tests compare digits and mean the same on any processor. Ray workers take it over from here.
+os.environ["RAYSYS_BFLOAT16"] = "0"
 
 from raysys.cluster import ClusterSettings, Resources, connect
 

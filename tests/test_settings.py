@@ -54,9 +54,17 @@ def test_mistakes_name_the_key_and_the_nearest_valid_one(tmp_path, text, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["train", "=3", "train.=3", "name.deeper=1"])
-def test_a_malformed_override_is_named(tmp_path, word):
-    with pytest.raises(UserError, match="override"):
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("train", "override 'train' must look like"),
+        ("=3", "override '=3' must look like"),
+        ("train.=3", "override 'train.=3' must look like"),
+        ("name.deeper=1", "'name.deeper': 'name' is a value, not a section"),
+    ],
+)
+def test_a_malformed_override_is_named(tmp_path, word, why):
+    with pytest.raises(UserError, match=why):
         load_settings(Outer, write(tmp_path, "name = 'y'"), [word])
 
 

@@ -88,8 +88,9 @@ def propagate(adjacency: Adjacency, x: torch.Tensor, layers: int) -> list[torch.
         L+1 tensors (N, d); layer 0 is `x` itself.
     """
     outputs = [x]
-    for _ in range(layers):
-        outputs.append(_Product.apply(outputs[-1], *adjacency))  # type: ignore[no-untyped-call]
+    with _as_it_is(x):
+        for _ in range(layers):
+            outputs.append(_Product.apply(outputs[-1], *adjacency))  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -99,10 +100,16 @@ def propagate_sum(adjacency: Adjacency, x: torch.Tensor, layers: int) -> torch.T
     The same as `sum(propagate(…))`, evaluated as x + Â(x + Â(x + …)): each product adds `x`
     on its way, so no layer is stored and no separate addition is done.
     """
-    result: torch.Tensor = _LayerSum.apply(  # type: ignore[no-untyped-call]
-        x, *adjacency, layers
-    )
+    with _as_it_is(x):
+        result: torch.Tensor = _LayerSum.apply(  # type: ignore[no-untyped-call]
+            x, *adjacency, layers
+        )
     return result
+
+
+def _as_it_is(x: torch.Tensor) -> torch.autocast:
+    """No mixed precision: there are no sparse products in bfloat16 on a CPU, and none is faster."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class _Product(torch.autograd.Function):

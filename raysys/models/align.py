@@ -13,6 +13,7 @@ from torch.nn import init
 from raysys.errors import UserError
 from raysys.models.base import Batch, Encoded, Recommender
 from raysys.models.losses import info_nce
+from raysys.models.precision import matrix_type
 from raysys.models.profiles import Profiles
 from raysys.models.texts import NodeTexts
 from raysys.settings import Settings
@@ -68,20 +69,10 @@ Alignment = Annotated[
 ]
 
 
-def fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices faster than float32.
-
-    Measured: with AMX about 8 times faster, with AVX-512 alone half as fast.
-    """
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-
-
 def matmul_type(choice: str, device: torch.device) -> torch.dtype:
     """The precision that the setting `matmul` means on this device."""
-    if choice == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else fast_bfloat16()
-        choice = "bfloat16" if fast else "float32"
-    return torch.bfloat16 if choice == "bfloat16" else torch.float32
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return types[choice] if choice in types else matrix_type(device)
 
 
 class Aligned(Recommender):

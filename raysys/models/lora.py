@@ -14,7 +14,7 @@ from pydantic import Field
 from torch.utils.checkpoint import checkpoint
 
 from raysys.errors import UserError
-from raysys.models.align import fast_bfloat16
+from raysys.models.precision import matrix_type
 from raysys.settings import Settings
 
 #: Positions whose V logits are in memory at once.
@@ -38,9 +38,8 @@ def load_base(path: str, revision: str | None, device: torch.device) -> Any:
     """The base model: bfloat16 where the device is fast at it, else float32."""
     from transformers import AutoModelForCausalLM
 
-    fast = device.type == "cuda" or fast_bfloat16()
     model: Any = AutoModelForCausalLM.from_pretrained(
-        path, revision=revision, dtype=torch.bfloat16 if fast else torch.float32
+        path, revision=revision, dtype=matrix_type(device)
     )
     return model.to(device)
 

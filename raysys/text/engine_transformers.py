@@ -85,12 +85,11 @@ class Generator:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from raysys.models.align import fast_bfloat16
+        from raysys.models.precision import matrix_type
 
         torch.set_num_threads(threads)
         self._settings, self._sampling = settings, sampling
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        half = self._device == "cuda" or fast_bfloat16()
         path = model_path(settings.model)
         self._tokenizer: Any = AutoTokenizer.from_pretrained(
             path, revision=settings.revision, padding_side="left"
@@ -98,7 +97,7 @@ class Generator:
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path, revision=settings.revision, dtype=torch.bfloat16 if half else torch.float32
+            path, revision=settings.revision, dtype=matrix_type(torch.device(self._device))
         )
         self._model = model.to(self._device).eval()
         self._grammars: dict[str, Any] = {}

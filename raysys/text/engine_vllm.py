@@ -134,7 +134,7 @@ class VllmEngine:
 
     def arguments(self, on_gpu: bool) -> dict[str, Any]:
         """What vLLM is started with, beside the model."""
-        from raysys.models.align import fast_bfloat16
+        from raysys.models.precision import fast_bfloat16
 
         settings = self._settings
         engines = settings.tensor_parallel * settings.pipeline_parallel

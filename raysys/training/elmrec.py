@@ -18,9 +18,9 @@ from raysys.assets import model_path
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.graph.bipartite import bipartite_graph
-from raysys.models.align import fast_bfloat16
 from raysys.models.elmrec import ELMRec, GraphWords, TaskBatch
 from raysys.models.parameters import load_parameters, parameters_of
+from raysys.models.precision import mixed_precision
 from raysys.schema import SPLITS, TRAIN, VALID
 from raysys.store import fingerprint, read_arrays, read_json, write_arrays, write_json
 from raysys.text.engine import tokenizer_of
@@ -223,8 +223,7 @@ class ELMRecTraining(EpochTraining):
         return float((sums[:, 0] / sums[:, 1]).mean()) if len(sums) else None
 
     def _losses_of(self, batch: TaskBatch) -> torch.Tensor:
-        fast = self.device.type == "cuda" or fast_bfloat16()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
+        with mixed_precision(self.device):
             found: torch.Tensor = self.model.losses(batch.to(self.device))
         return found
 

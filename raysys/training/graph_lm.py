@@ -20,10 +20,10 @@ from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.evaluation.protocols import all_rank
 from raysys.graph.relations import Relations
-from raysys.models.align import fast_bfloat16
 from raysys.models.graph_lm import GraphLM, as_batch
 from raysys.models.lora import body_and_head, with_lora
 from raysys.models.parameters import load_parameters, parameters_of
+from raysys.models.precision import mixed_precision
 from raysys.schema import FAMILY, PROMPT_SCHEMA, TOKENS, TRAIN, VALID
 from raysys.store import (
     fingerprint,
@@ -264,13 +264,9 @@ def history_scores(built: Built, users: np.ndarray) -> np.ndarray:
         part = order[start : start + _SCORED]
         prompts = [question(built.writer, int(users[one]), histories[users[one]]) for one in part]
         batch = as_batch(prompts, built.writer.words, built.relations.of_history)
-        with torch.autocast(device.type, torch.bfloat16, enabled=_fast(device)):
+        with mixed_precision(device):
             found[part] = model.scores(batch.to(device)).cpu().numpy()
     return found
-
-
-def _fast(device: torch.device) -> bool:
-    return device.type == "cuda" or fast_bfloat16()
 
 
 class GraphLMTraining(EpochTraining):
@@ -324,7 +320,7 @@ class GraphLMTraining(EpochTraining):
         seed = (self.settings.seed, self.epoch, self.step, self.workers.number)
         torch.manual_seed(mixed_seed(*seed))
         if lesson is not None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=_fast(self.device)):
+            with mixed_precision(self.device):
                 loss = counted * lesson.loss(self.model, self.device)
             if self._content is not None:
                 loss = loss + counted * self._held(lesson)

@@ -17,6 +17,7 @@ import torch
 
 from raysys.models.graph_lm import GraphLM, as_batch
 from raysys.models.lora import body_and_head
+from raysys.models.precision import mixed_precision
 from raysys.training.graph_lm import Built
 
 
@@ -57,7 +58,7 @@ class OnlineScorer:
         users, count = self._built.dataset.shape
         if not 0 <= user < users or any(not 0 <= item < count for item in items):
             raise ValueError(f"user row {user} or an item row of {list(items)[:5]} is not known")
-        with self._lock:
+        with self._lock, mixed_precision(self._model.items.device):
             return self._scores(user, items)
 
     def warm(self, histories: dict[int, Sequence[int]]) -> None:
@@ -93,5 +94,5 @@ class OnlineScorer:
         self._kept[user] = _Kept(history, kept.cache)
         while sum(len(one.tokens) for one in self._kept.values()) > self._most:
             self._kept.popitem(last=False)
-        found: np.ndarray = model.item_logits(states[:, -1])[0].cpu().numpy()
+        found: np.ndarray = model.item_logits(states[:, -1])[0].float().cpu().numpy()
         return found

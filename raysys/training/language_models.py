@@ -18,6 +18,7 @@ from pydantic import Field
 from raysys.errors import UserError
 from raysys.evaluation.candidates import WATCHED, question_metrics
 from raysys.models.lora import LoraSettings, body_and_head, token_losses
+from raysys.models.precision import mixed_precision
 from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer, pack
 from raysys.training.epochs import EpochTraining, LoopSettings
 from raysys.training.loop import mixed_seed
@@ -189,7 +190,7 @@ class YesNoTraining(EpochTraining):
             return 0 * self._loss(self._questions[:1])
         packed = pack(rows, self._answers, self._pad_id, max(map(self._width, rows)))
         on = packed.to(self.device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+        with mixed_precision(self.device):
             kept = on.is_answer if self.settings.loss == "answer" else slice(None)
             states = on.states(self._body, self._head.weight.dtype)[kept]
             return token_losses(states, on.labels[kept], on.weights[kept], self._head)

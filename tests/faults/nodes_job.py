@@ -1,6 +1,7 @@
 """A cluster of several nodes on this machine, one of which is lost while it works.
 
-Run in a process of its own, with the scenario and a folder; prints one JSON line.
+Run in a process of its own, with the scenario and a folder. What was found is in `found.json`
+there: Ray's own processes write to standard output.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ def main() -> None:
         found = {"profiling": profiling, "training": training, "serving": serving}[sys.argv[1]](
             cluster
         )
-        sys.stdout.write(json.dumps(found) + "\n")
+        (FOLDER / "found.json").write_text(json.dumps(found))
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from precisions import assert_alike_in_bfloat16
 from toy_language_model import toy_shop
 
 from raysys.data.dataset import Dataset
@@ -368,3 +369,8 @@ def test_labels_end_where_the_item_does(folder) -> None:
     batch = build(job_of(folder), CPU).tasks.batch(0, 0)
     ends = (batch.labels != NO_LABEL).sum(dim=1)
     assert all(int(row[end - 1]) == 1 for row, end in zip(batch.labels, ends, strict=True))
+
+
+def test_bfloat16_trains_alike(folder, monkeypatch) -> None:
+    job = job_of(folder)
+    assert_alike_in_bfloat16(lambda: ELMRecTraining(build(job, CPU), job.settings), monkeypatch)

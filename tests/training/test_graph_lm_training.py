@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from precisions import assert_alike_in_bfloat16
 from toy_language_model import toy_language_model, toy_shop
 
 from raysys.data.dataset import Dataset
@@ -304,3 +305,8 @@ def test_a_llama_is_trained_like_a_gpt2(job_of: JobOf, tmp_path: Path) -> None:
 def test_steps_come_in_order() -> None:
     with pytest.raises(UserError, match="steps must be some of crowd, interactions, predict"):
         parse_settings(GraphLMSettings, {"steps": ["predict", "crowd"]}, source="test")
+
+
+@pytest.mark.parametrize("step", ["interactions", "predict"])
+def test_bfloat16_trains_alike(job_of: JobOf, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_alike_in_bfloat16(lambda: training_of(job_of(step)), monkeypatch)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from precisions import assert_alike_in_bfloat16
 from toy_language_model import toy_language_model
 
 from raysys.errors import UserError
@@ -229,3 +230,7 @@ def test_a_loss_that_is_not_a_number_is_told(folder):
 def test_nothing_to_learn_from_is_told(folder):
     with pytest.raises(UserError, match="no training example"):
         YesNoTraining(None, [], [], AnswerTokens((1,), (2,)), SETTINGS, 0, 64)
+
+
+def test_bfloat16_trains_alike(folder, monkeypatch):
+    assert_alike_in_bfloat16(lambda: training(folder), monkeypatch)
