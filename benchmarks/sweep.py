@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from raysys.cluster import ClusterSettings, connect
+from raysys.manifest import read_manifest
 from raysys.observe import configure_logging
 from raysys.pipeline import run_stages
 from raysys.settings import load_settings, parse_settings
 from raysys.stages.context import RunSettings
-from raysys.store import read_manifest
 from raysys.tuning.settings import TuneSettings
 from raysys.tuning.sweep import TRIALS, Sweep, run_sweep
 from raysys.tuning.trial import trial_cpus

@@ -17,6 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from raysys import __version__
+from raysys.cli_files import add_files
 from raysys.cli_serving import add_serving
 from raysys.errors import UserError
 from raysys.observe import configure_logging
@@ -28,8 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Language models and user-item graphs recommend together, on Ray.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Bring data sets into raysys.")
-assets_app = typer.Typer(no_args_is_help=True, help="Models and data sets that raysys can fetch.")
 finetune_app = typer.Typer(no_args_is_help=True, help="Fine-tune a language model.")
 
 
@@ -48,10 +47,8 @@ train_app = typer.Typer(
     no_args_is_help=True,
     help="Train models. `raysys train CONFIG` is short for `raysys train graphs CONFIG`.",
 )
-app.add_typer(data_app, name="data")
 app.add_typer(finetune_app, name="finetune")
 app.add_typer(train_app, name="train")
-app.add_typer(assets_app, name="assets")
 
 Config = Annotated[Path, typer.Argument(help="A .toml or .yaml file: see configs/.")]
 Overrides = Annotated[
@@ -351,121 +348,6 @@ def merge(
     print_result(as_json, {"model": str(out.resolve())}, [f"written to {out.resolve()}"])
 
 
-@data_app.command("import")
-def data_import(
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    source: Annotated[str, typer.Argument(help="`ml-100k`, or `files` (the default).")] = "files",
-    interactions: Annotated[Path | None, typer.Option(help="CSV or parquet.")] = None,
-    items: Annotated[Path | None, typer.Option(help="CSV or parquet.")] = None,
-    users: Annotated[Path | None, typer.Option(help="CSV or parquet.")] = None,
-    columns: Annotated[
-        list[str] | None, typer.Option("--map", help="ours=theirs, e.g. user_id=reviewerID.")
-    ] = None,
-    min_rating: Annotated[
-        float | None, typer.Option(help="Drop ratings below this; the rest counts as liked.")
-    ] = None,
-    liked_from: Annotated[
-        float | None, typer.Option(help="Ratings from here on are likes; lower ones are kept.")
-    ] = None,
-    disliked_to: Annotated[
-        float | None, typer.Option(help="Ratings up to here are dislikes.")
-    ] = None,
-    k_core: Annotated[
-        int, typer.Option(help="Keep users and items with at least this many interactions.")
-    ] = 0,
-    unknown_items: Annotated[
-        str, typer.Option(help="`error`, or `drop` interactions with items not in the items file.")
-    ] = "error",
-    split: Annotated[
-        str, typer.Option(help="ratio, leave_last_two, time, column or fold.")
-    ] = "ratio",
-    split_column: Annotated[
-        str | None, typer.Option(help="The column that split=column or fold reads.")
-    ] = None,
-    train: Annotated[float, typer.Option(help="Train share.")] = 0.8,
-    valid: Annotated[float, typer.Option(help="Validation share.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Test share.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Draws the split.")] = 0,
-    as_json: Json = False,
-) -> None:
-    """Check, filter and split a data set into OUT."""
-    from raysys.data.importers import ImportSettings
-    from raysys.settings import parse_settings
-    from raysys.stages.data import import_folder
-
-    values: dict[str, Any] = {
-        "source": source,
-        "interactions": interactions,
-        "items": items,
-        "users": users,
-        "columns": dict(_pair(word) for word in columns or []),
-        "min_rating": min_rating,
-        "liked_from": liked_from,
-        "disliked_to": disliked_to,
-        "k_core": k_core,
-        "unknown_items": unknown_items,
-        "split": {
-            "method": split,
-            "column": split_column,
-            "train": train,
-            "valid": valid,
-            "test": test,
-            "seed": seed,
-        },
-    }
-    settings = parse_settings(ImportSettings, values, source="raysys data import")
-    manifest, skipped = import_folder(settings, out.resolve())
-    value = {"out": str(out.resolve()), "skipped": skipped, **manifest.model_dump()}
-    lines = [f"{name}: {count}" for name, count in manifest.counts.items()]
-    lines += [f"dropped, {name}: {count}" for name, count in manifest.dropped.items() if count]
-    print_result(as_json, value, [*lines, f"written to {out.resolve()}"])
-
-
-def _pair(word: str) -> tuple[str, str]:
-    ours, equals, theirs = word.partition("=")
-    if not (ours and equals and theirs):
-        raise UserError(f"--map '{word}' must look like ours=theirs, e.g. user_id=reviewerID.")
-    return ours, theirs
-
-
-@assets_app.command("list")
-def assets_list(as_json: Json = False) -> None:
-    """List the assets and where they are."""
-    from raysys.assets import ASSETS, cached
-
-    found = {name: cached(name) for name in ASSETS}
-    value = {
-        name: {
-            "kind": asset.kind,
-            "license": asset.license,
-            "path": str(found[name]) if found[name] else None,
-        }
-        for name, asset in ASSETS.items()
-    }
-    lines = [
-        f"{name}  ({asset.kind}, {asset.license}): {found[name] or 'not fetched'}"
-        for name, asset in ASSETS.items()
-    ]
-    print_result(as_json, value, lines)
-
-
-@assets_app.command("fetch")
-def assets_fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="Names; none: all.")] = None,
-    path: Annotated[
-        Path | None, typer.Option(help="A file or folder of yours that holds the asset.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Bring assets into RAYSYS_HOME; what is there already is left alone."""
-    from raysys.assets import ASSETS, fetch
-
-    if path is not None and len(names or []) != 1:
-        raise UserError("--path goes with exactly one asset name.")
-    found = {name: str(fetch(name, path)) for name in names or list(ASSETS)}
-    print_result(as_json, found, [f"{name}: {folder}" for name, folder in found.items()])
-
-
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what this machine has, what is missing, and the command that mends it."""
@@ -482,4 +364,5 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(2)
 
 
+add_files(app)
 add_serving(app)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from raysys.errors import UserError
+from raysys.manifest import Manifest, StageReport
 from raysys.settings import nearest
 from raysys.stages import (
     data,
@@ -21,7 +22,6 @@ from raysys.stages import (
     yes_no,
 )
 from raysys.stages.context import RunContext, RunSettings, Share
-from raysys.store import Manifest, StageReport
 
 #: Stage name → what runs it, in order: each reads only folders of the stages above it.
 STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {

@@ -10,16 +10,14 @@ import pyarrow as pa
 import pytest
 
 from raysys.errors import UserError
+from raysys.manifest import StageReport, read_manifest
+from raysys.runs import RunDirectory, run_stage
 from raysys.store import (
-    RunDirectory,
-    StageReport,
     fingerprint,
     map_arrays,
     read_arrays,
     read_json,
-    read_manifest,
     read_table,
-    run_stage,
     write_arrays,
     write_json,
     write_table,

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from raysys.manifest import StageReport
+from raysys.runs import RunDirectory
 from raysys.schema import RECOMMENDATION_SCHEMA
-from raysys.store import RunDirectory, StageReport, write_arrays, write_json, write_table
+from raysys.store import write_arrays, write_json, write_table
 
 KEY = {"Authorization": "Bearer secret"}
 ITEMS = np.array([[1, 1], [2, 3], [3, 2], [0, 1]], np.float32)

@@ -23,9 +23,10 @@ from raysys.data.movielens import read_movielens
 from raysys.data.sources import Source, read_source
 from raysys.data.tables import MAPPABLE, interactions_of, items_of, users_of
 from raysys.errors import UserError
+from raysys.manifest import StageReport
 from raysys.observe import get_logger
 from raysys.settings import Settings, nearest
-from raysys.store import StageReport, write_table
+from raysys.store import write_table
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 #: Keys of `dropped` that count interactions; the other two count items and users.

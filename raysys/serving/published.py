@@ -17,17 +17,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raysys.errors import UserError
+from raysys.manifest import MANIFEST, read_manifest
+from raysys.runs import RunDirectory
 from raysys.serving.shelf import Shelf
 from raysys.stages.recommend import MODEL_FILE
-from raysys.store import (
-    MANIFEST,
-    RunDirectory,
-    fingerprint,
-    read_json,
-    read_manifest,
-    sha256_file,
-    write_json,
-)
+from raysys.store import fingerprint, read_json, sha256_file, write_json
 
 POINTER, VERSIONS = "current.json", "versions"
 

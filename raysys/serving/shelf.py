@@ -19,10 +19,11 @@ from raysys.data.dataset import Dataset
 from raysys.models.popularity import Popularity
 from raysys.models.saved import load_model
 from raysys.ranking.retrieve import best_of
+from raysys.runs import RunDirectory
 from raysys.schema import SPLITS, TITLE, TRAIN
 from raysys.settings import nearest
 from raysys.stages.recommend import MODEL_FILE
-from raysys.store import RunDirectory, read_json
+from raysys.store import read_json
 
 #: How a list came about: the user's own model; the history alone; what most users have.
 Source = Literal["model", "history", "popularity"]

@@ -15,10 +15,11 @@ from pydantic import Field, field_validator, model_validator
 from raysys.cluster import ClusterSettings, Resources, connect
 from raysys.data.dataset import Dataset
 from raysys.data.importers import ImportSettings
+from raysys.mirror import Mirror, checked_uri
 from raysys.models.published import published
 from raysys.models.registry import ModelSettings
+from raysys.runs import RunDirectory
 from raysys.settings import Settings, nearest, parse_settings
-from raysys.store import RunDirectory
 from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
 from raysys.text.rerank import RerankSettings
@@ -101,6 +102,8 @@ class RunSettings(Settings):
 
     out: Path
     """The run directory."""
+    mirror: str | None = None
+    """An object store that keeps finished stages too: `s3://`, `gs://` or `file://`."""
     data: ImportSettings
     """Where interactions and items come from, how they are filtered and split."""
     profiles: ProfileSettings = ProfileSettings()
@@ -146,6 +149,18 @@ class RunSettings(Settings):
         values = self.model_dump() | {"models": models}
         return parse_settings(type(self), values, source="--model")
 
+    @field_validator("out", mode="before")
+    @classmethod
+    def _is_folder(cls, value: Any) -> Any:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError(f"work is done in a folder; to keep it there too, set mirror={value}")
+        return value
+
+    @field_validator("mirror")
+    @classmethod
+    def _is_store(cls, value: str | None) -> str | None:
+        return None if value is None else checked_uri(value)
+
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         for key, wanted in (("recommend", self.recommend.model), ("rerank", self.rerank.model)):
@@ -188,7 +203,9 @@ class RunContext:
     def __init__(self, settings: RunSettings, share: Share | None = None) -> None:
         self.settings = settings
         self.share = share
-        self.run = RunDirectory(settings.out, share.reuse if share else ())
+        # What is one of several runs is kept by whoever runs them.
+        mirror = None if share or settings.mirror is None else Mirror(settings.mirror)
+        self.run = RunDirectory(settings.out, share.reuse if share else (), mirror)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

@@ -8,34 +8,45 @@ from pathlib import Path
 from raysys.assets import fetch
 from raysys.data.importers import ImportSettings, import_data
 from raysys.errors import UserError
+from raysys.manifest import Manifest
+from raysys.mirror import Mirror
+from raysys.runs import run_stage
 from raysys.stages.context import RunContext
-from raysys.store import Manifest, run_stage, sha256_file
+from raysys.store import sha256_file
+
+#: Settings that name a file.
+FILES = ("interactions", "items", "users")
 
 
 def run(context: RunContext) -> tuple[Manifest, bool]:
     """Import the run's data into `RUN/data`."""
-    return import_folder(context.settings.data, context.run.path("data"), context.run.reuse)
+    run = context.run
+    return import_folder(context.settings.data, run.path("data"), run.reuse, run.mirror)
 
 
 def import_folder(
-    settings: ImportSettings, target: Path, reuse: Sequence[Path] = ()
+    settings: ImportSettings,
+    target: Path,
+    reuse: Sequence[Path] = (),
+    mirror: Mirror | None = None,
 ) -> tuple[Manifest, bool]:
     """Import into `target`, unless it holds the same import of the same files already.
 
     Args:
-        reuse: see `RunDirectory`.
+        reuse: see `RunDirectory`, and so `mirror`.
     """
     movielens = fetch("ml-100k") if settings.source == "ml-100k" else None
-    given = (settings.interactions, settings.items, settings.users)
-    files = movielens.glob("ml-100k.*") if movielens else (path for path in given if path)
-    hashes = {path.name if movielens else str(path): _hash(path) for path in sorted(files)}
+    given = {name: path for name in FILES if (path := getattr(settings, name)) is not None}
+    files = {one.name: one for one in movielens.glob("ml-100k.*")} if movielens else given
     return run_stage(
         target,
         "data",
-        settings.model_dump(mode="json"),
-        hashes,
+        # What the files hold counts, not where they lie: on another machine it is the same work.
+        settings.model_dump(mode="json", exclude=set(FILES)),
+        {name: _hash(files[name]) for name in sorted(files)},
         lambda output: import_data(settings, output, movielens),
         reuse,
+        mirror,
     )
 
 

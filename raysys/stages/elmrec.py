@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix, issparse
 from raysys.evaluation.candidates import hit_metrics
 from raysys.evaluation.metrics import intervals
 from raysys.evaluation.texts import text_metrics
+from raysys.manifest import Manifest, StageReport
 from raysys.models.elmrec import DIRECT, EXPLANATION, SEQUENTIAL
 from raysys.models.linear import Ease, EaseSettings
 from raysys.models.popularity import Popularity
@@ -29,7 +30,7 @@ from raysys.stages.blocks import in_blocks
 from raysys.stages.context import RunContext
 from raysys.stages.recommend import lists_table
 from raysys.stages.train import place_training
-from raysys.store import Manifest, StageReport, write_json, write_table
+from raysys.store import write_json, write_table
 from raysys.text.engine import model_identity
 from raysys.text.id_prompts import IdPrompts, Row, load_templates
 from raysys.training.elmrec import (

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from raysys.data.sources import require_file
+from raysys.manifest import Manifest
 from raysys.stages.context import RunContext
-from raysys.store import Manifest
 from raysys.text.embeddings import embed_profiles
 from raysys.text.vectors import take_vectors
 

@@ -11,13 +11,14 @@ from scipy.sparse import csr_matrix
 from raysys.evaluation.beyond import list_figures
 from raysys.evaluation.protocols import RankingResult, all_rank
 from raysys.evaluation.report import Comparison, compare
+from raysys.manifest import Manifest, StageReport
 from raysys.models.base import ScoreBlock
 from raysys.models.popularity import Popularity
 from raysys.models.profiles import Profiles
 from raysys.models.saved import load_model
 from raysys.schema import TEST, TRAIN, VALID
 from raysys.stages.context import RunContext
-from raysys.store import Manifest, StageReport, write_json
+from raysys.store import write_json
 from raysys.text.embeddings import VECTORS_FILE
 
 METRICS_FILE = "metrics.json"

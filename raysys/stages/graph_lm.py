@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 from raysys.cluster import StagePlan, cores_per, preflight
 from raysys.evaluation.metrics import hit_matrix, intervals, ranking_metrics
 from raysys.evaluation.training_plots import draw_relations, draw_training
+from raysys.manifest import Manifest, StageReport
 from raysys.models.graph_lm import as_batch
 from raysys.models.linear import Ease, EaseSettings
 from raysys.models.popularity import Popularity
@@ -24,7 +25,7 @@ from raysys.schema import RECOMMENDATIONS_FILE, SPLITS, TEST, TRAIN, VALID
 from raysys.stages.context import RunContext
 from raysys.stages.recommend import lists_table
 from raysys.stages.train import place_training, plan_training
-from raysys.store import Manifest, StageReport, read_json, write_json, write_table
+from raysys.store import read_json, write_json, write_table
 from raysys.text.crowd_prompts import load_graph_templates
 from raysys.text.engine import model_identity
 from raysys.training.graph_lm import (

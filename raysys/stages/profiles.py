@@ -9,10 +9,10 @@ from typing import Any
 from raysys.cluster import Resources
 from raysys.data.sources import require_file
 from raysys.errors import UserError
+from raysys.manifest import Manifest, StageReport
 from raysys.schema import PROFILES_FILE
 from raysys.settings import Settings
 from raysys.stages.context import RunContext
-from raysys.store import Manifest, StageReport
 from raysys.text.engine import HOW
 from raysys.text.profiles import profile_items, profile_users
 from raysys.text.summaries import summarize

@@ -10,6 +10,7 @@ import pyarrow as pa
 from scipy.sparse import csr_matrix
 
 from raysys.data.dataset import Dataset
+from raysys.manifest import Manifest, StageReport
 from raysys.models.saved import load_model
 from raysys.observe import progress
 from raysys.ranking.retrieve import retrieve
@@ -21,7 +22,7 @@ from raysys.schema import (
 )
 from raysys.stages.context import RunContext
 from raysys.stages.train import best_model
-from raysys.store import Manifest, StageReport, write_json, write_table
+from raysys.store import write_json, write_table
 
 #: Users of one Ray task.
 BLOCK = 4096

@@ -22,6 +22,7 @@ from raysys.evaluation.report import (
     write_report,
 )
 from raysys.evaluation.report_plots import ItemMap
+from raysys.manifest import Manifest, StageReport, versions
 from raysys.models.saved import load_model
 from raysys.schema import (
     RECOMMENDATIONS_FILE,
@@ -36,7 +37,7 @@ from raysys.stages.evaluate import METRICS_FILE
 from raysys.stages.profiles import PROFILE_STAGES
 from raysys.stages.recommend import MODEL_FILE
 from raysys.stages.train import history
-from raysys.store import Manifest, StageReport, read_json, read_table, replace_file, versions
+from raysys.store import read_json, read_table, replace_file
 from raysys.text.profiles import summaries_in_order
 
 BEFORE = ("data", "item_profiles", "user_profiles", "embeddings", "train", "evaluate", "recommend")

@@ -16,6 +16,7 @@ from scipy.sparse import csr_matrix
 from raysys.data.candidates import drawn_users
 from raysys.data.dataset import Dataset
 from raysys.evaluation.metrics import hit_matrix, paired_bootstrap, ranking_metrics
+from raysys.manifest import Manifest, StageReport
 from raysys.models.saved import load_model
 from raysys.ranking.fuse import fuse, min_max, order_of
 from raysys.ranking.retrieve import NO_ITEM, retrieve
@@ -39,7 +40,7 @@ from raysys.schema import (
 from raysys.stages.context import RunContext
 from raysys.stages.profiles import text_config
 from raysys.stages.train import best_model
-from raysys.store import Manifest, StageReport, read_table, write_json, write_table
+from raysys.store import read_table, write_json, write_table
 from raysys.text.context import Context, context_of
 from raysys.text.evidence import shown_items
 from raysys.text.explain import explain

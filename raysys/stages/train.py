@@ -10,11 +10,12 @@ from typing import Any
 
 from raysys.cluster import Pool, Resources, StagePlan, preflight, share
 from raysys.errors import UserError
+from raysys.manifest import Manifest, StageReport
 from raysys.models.registry import ModelSettings
 from raysys.models.saved import PARAMETERS_FILE
 from raysys.schema import TRAIN, VALID
 from raysys.stages.context import RunContext, RunSettings, TrainedModelSettings
-from raysys.store import Manifest, StageReport, read_json
+from raysys.store import read_json
 from raysys.text.embeddings import VECTORS_FILE
 from raysys.training.graph_models import train_graph_model
 from raysys.training.jobs import HISTORY_FILE, TrainJob, TrainResult

@@ -12,13 +12,15 @@ from raysys.cluster import StagePlan, preflight
 from raysys.errors import UserError
 from raysys.evaluation.candidates import question_metrics
 from raysys.evaluation.metrics import intervals
+from raysys.manifest import Manifest, StageReport
 from raysys.models.popularity import Popularity
 from raysys.observe import get_logger
+from raysys.runs import RunDirectory
 from raysys.schema import ITEM_ID, TARGET, TEST, TRAIN, VALID
 from raysys.stages.blocks import in_blocks
 from raysys.stages.context import RunContext
 from raysys.stages.train import place_training
-from raysys.store import Manifest, RunDirectory, StageReport, write_arrays, write_json
+from raysys.store import write_arrays, write_json
 from raysys.training.language_models import HOW
 from raysys.training.sequential import candidate_scores, train_sasrec
 from raysys.training.yes_no import (

@@ -14,10 +14,11 @@ from raysys.assets import model_path
 from raysys.cluster import ClusterSettings, Pool, Resources, StagePlan, cores_per, preflight, share
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
+from raysys.manifest import StageReport
 from raysys.observe import progress
 from raysys.schema import TRAIN, VALID
 from raysys.settings import Settings
-from raysys.store import StageReport, write_arrays
+from raysys.store import write_arrays
 from raysys.text.profiles import summaries_in_order
 from raysys.text.quality import heldout_auc, tfidf_scores, vector_figures
 

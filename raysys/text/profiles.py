@@ -17,8 +17,9 @@ from pydantic import Field
 
 from raysys.cluster import ClusterSettings, Resources
 from raysys.data.dataset import Dataset
+from raysys.manifest import StageReport
 from raysys.schema import ENTITY_ID, FIELDS, PROFILES_FILE, SUMMARY, TITLE, TRAIN
-from raysys.store import StageReport, read_table
+from raysys.store import read_table
 from raysys.text.conversation import Evidence, converse, markdown
 from raysys.text.evidence import (
     describe_items,

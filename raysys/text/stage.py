@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raysys.assets import home
 from raysys.cluster import ClusterSettings, Resources
+from raysys.manifest import StageReport
 from raysys.schema import (
     CALLS,
     CUT_ITEMS,
@@ -32,7 +33,7 @@ from raysys.schema import (
     SUMMARY,
 )
 from raysys.settings import Settings
-from raysys.store import StageReport, write_table
+from raysys.store import write_table
 from raysys.text.cache import ReplyCache
 from raysys.text.engine import EngineSettings, SamplingSettings
 from raysys.text.engines import build_engine

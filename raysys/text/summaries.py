@@ -18,6 +18,7 @@ from pydantic import Field
 from raysys.cluster import ClusterSettings, Resources
 from raysys.data.candidates import drawn_users
 from raysys.data.dataset import Dataset
+from raysys.manifest import StageReport
 from raysys.schema import (
     ENTITY_ID,
     HISTORY,
@@ -30,7 +31,7 @@ from raysys.schema import (
     TRAIN,
     VALID,
 )
-from raysys.store import StageReport, fingerprint, read_table
+from raysys.store import fingerprint, read_table
 from raysys.text.evidence import shown_items
 from raysys.text.prompts import Prompt, Prompts, Shown, clean, load_prompts
 from raysys.text.stage import Text, TextSettings, latest_titles, publish, writing

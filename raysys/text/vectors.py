@@ -20,8 +20,8 @@ from raysys.data.columns import Column, shown
 from raysys.data.dataset import Dataset
 from raysys.data.sources import require_file
 from raysys.errors import UserError
+from raysys.manifest import StageReport
 from raysys.models.profiles import Profiles, with_users_from_items
-from raysys.store import StageReport
 from raysys.text.embeddings import EmbeddingSettings, write_vectors
 
 VECTOR = "vector"

@@ -18,6 +18,7 @@ from pydantic import Field
 from raysys.data.candidates import Candidates, drawn_users, next_items
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
+from raysys.manifest import StageReport
 from raysys.models.sasrec import SASRecSettings
 from raysys.models.yes_no import AnswerTokens, Question
 from raysys.schema import (
@@ -37,7 +38,7 @@ from raysys.schema import (
     VALID,
 )
 from raysys.settings import Settings
-from raysys.store import StageReport, read_table, write_table
+from raysys.store import read_table, write_table
 from raysys.text.engine import model_identity, tokenizer_of
 from raysys.text.evidence import shown_items
 from raysys.text.profiles import summaries_in_order

@@ -18,9 +18,10 @@ from pydantic_core import to_jsonable_python
 from raysys.cluster import ClusterSettings, Resources, connect, local_resources
 from raysys.errors import UserError
 from raysys.pipeline import ELMREC, GRAPH_LM, YES_NO, run_stages, stages_to
+from raysys.runs import RunDirectory
 from raysys.settings import override_values, parse_settings, read_values
 from raysys.stages.context import RunSettings, Share
-from raysys.store import RunDirectory, fingerprint, write_json
+from raysys.store import fingerprint, write_json
 from raysys.tuning.ray_tune import run_trials
 from raysys.tuning.settings import TuneSettings
 from raysys.tuning.space import check_space

@@ -15,8 +15,8 @@ from raysys.data import sources
 from raysys.data.dataset import Dataset
 from raysys.data.importers import ROW_REASONS, ImportSettings, import_data
 from raysys.errors import UserError
+from raysys.manifest import StageReport
 from raysys.settings import parse_settings
-from raysys.store import StageReport
 
 ITEMS = b"item_id,title\na,Alpha\nb,Beta\nc,Gamma\nd,Delta\n"
 

@@ -13,8 +13,10 @@ from toy_run import ITEMS, write_run
 
 from raysys.cli import main
 from raysys.errors import UserError
+from raysys.manifest import StageReport
+from raysys.runs import RunDirectory
 from raysys.serving.published import publish, rollback, served_run
-from raysys.store import RunDirectory, StageReport, read_json, write_json
+from raysys.store import read_json, write_json
 
 
 @pytest.fixture

@@ -6,11 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysys.errors import UserError
+from raysys.manifest import StageReport
 from raysys.models.profiles import Profiles
+from raysys.runs import run_stage
 from raysys.schema import INTERACTIONS_FILE, ITEMS_FILE, USERS_FILE
 from raysys.stages import embed, profiles
 from raysys.stages.context import RunContext, RunSettings
-from raysys.store import StageReport, run_stage, write_table
+from raysys.store import write_table
 from raysys.text import vectors as module
 from raysys.text.embeddings import VECTORS_FILE
 from raysys.text.vectors import read_vectors
