@@ -32,6 +32,11 @@ def fast_bfloat16(device: torch.device | None = None) -> bool:
         return wanted == "1"
     if device is not None and device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
+    return has_amx()
+
+
+def has_amx() -> bool:
+    """Whether this processor has units for matrices of bfloat16, as Intel's AMX."""
     return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
 
 

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 #: tokens than these fall out of the processor's caches and are a tenth slower (measured).
 CPU_ARGUMENTS = {"block_size": 32, "max_num_batched_tokens": 512}
 
+#: How often Ray asks a batch again whose engine or node has died.
+_RETRIES = 1
+
 
 class VllmEngine:
     """vLLM on the cluster's GPUs, or on its CPUs where there is no GPU."""
@@ -123,6 +126,11 @@ class VllmEngine:
             preprocess_map_kwargs=small,
             postprocess_map_kwargs=small,
         )
+        # By default a batch on which the engine dies is tried for ever, and nobody is told. As many
+        # restarts as retries: an engine that is up again when its batch is given up would stay, and
+        # its CPUs be missing for the next.
+        stage = processor.get_stage_by_name(processor.list_stage_names()[-1])
+        stage.map_batches_kwargs.update(max_restarts=_RETRIES, max_task_retries=_RETRIES)
         return processor(requests).map_batches(
             _reply_columns, batch_format="pyarrow", batch_size=None, **small
         )
@@ -134,14 +142,15 @@ class VllmEngine:
 
     def arguments(self, on_gpu: bool) -> dict[str, Any]:
         """What vLLM is started with, beside the model."""
-        from raysys.models.precision import fast_bfloat16
+        from raysys.models.precision import has_amx
 
         settings = self._settings
         engines = settings.tensor_parallel * settings.pipeline_parallel
         return {
             "max_model_len": settings.max_model_len,
             "max_num_seqs": settings.max_num_seqs,
-            "dtype": "bfloat16" if on_gpu or fast_bfloat16() else "float32",
+            # vLLM's products of 8-bit weights on AMX take nothing else.
+            "dtype": "bfloat16" if on_gpu or has_amx() else "float32",
             "enable_prefix_caching": settings.prefix_caching,
             **({} if on_gpu else CPU_ARGUMENTS),
             **({"revision": settings.revision} if settings.revision else {}),

@@ -54,6 +54,8 @@ _LOOK_S = 0.05
 _ENOUGH_FOR_A_RATE = 200
 #: How often a request that failed in the engine is asked in all.
 ATTEMPTS = 2
+#: Executions in a row that end with the engine's death and bring no reply: then it is given up.
+_DEATHS = 3
 logger = get_logger(__name__)
 
 
@@ -165,7 +167,7 @@ class Generation(Asker):
         self._stage, self._have = stage, have
         self._feed, self._block_rows = folder / FEED, block_rows
         self._replies: Iterator[pa.Table] | None = None
-        self._written = self._room = 0
+        self._written = self._room = self._deaths = 0
 
     def __enter__(self) -> Self:
         preflight(self.engine.plan(self._stage, self._have), self._have)
@@ -239,8 +241,16 @@ class Generation(Asker):
                 problem = str(error).strip().splitlines()[-1][:300]
                 logger.warning("%s: the engine died: %s", self._stage, problem)
                 self._stop()
+                self._deaths += 1
+                if self._deaths == _DEATHS:
+                    raise RuntimeError(
+                        f"{self._stage}: the engine died {_DEATHS} times without a reply between: "
+                        f"{problem} Its own words are in the log of its process, worker-*.out "
+                        "under /tmp/ray/session_latest/logs. What was answered is kept."
+                    ) from error
                 yield from ((key, Reply("", f"the engine died: {problem}")) for key in open_keys)
                 return
+            self._deaths = 0
             if table is None:
                 raise RuntimeError(f"{self._stage}: the engine left {len(open_keys)} unanswered")
             rows = [

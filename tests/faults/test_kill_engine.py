@@ -18,7 +18,7 @@ from raysys.text.generation import Generation, Request
 
 
 class Mortal:
-    """Dies of `poison` every time, and of `stumble` the first time."""
+    """Dies of `poison` and of any `plague` every time, and of `stumble` the first time."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -38,7 +38,8 @@ class Mortal:
         def answer(row):
             text = json.loads(row[MESSAGES])[0]["content"]
             stumbled = folder / "stumbled"
-            if row[KEY] and (text == "poison" or (text == "stumble" and not stumbled.exists())):
+            deadly = text == "poison" or text.startswith("plague")
+            if row[KEY] and (deadly or (text == "stumble" and not stumbled.exists())):
                 if text == "stumble":
                     stumbled.touch()
                 with (folder / "deaths").open("a") as file:
@@ -73,3 +74,16 @@ def test_a_poisonous_row_is_given_up_and_no_other(tmp_path, local_ray):
         assert replies[name].text == f"reply to {name}", replies[name]
     assert "the engine died" in replies["poison"].error
     assert generation.counters.failed <= len(block)
+
+
+@pytest.mark.ray
+def test_an_engine_that_dies_of_everything_is_given_up(tmp_path, local_ray):
+    requests = [Request([{"role": "user", "content": f"plague {n}"}], 9, "{}") for n in range(20)]
+    cache = ReplyCache(tmp_path / "replies.sqlite")
+    with (
+        Generation(
+            Mortal(tmp_path), cache, tmp_path / "work", stage="toy", have=local_ray, block_rows=2
+        ) as generation,
+        pytest.raises(RuntimeError, match="toy: the engine died 3 times without a reply between"),
+    ):
+        generation.ask(requests)
