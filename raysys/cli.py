@@ -333,6 +333,35 @@ def tune(
 
 
 @app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="A comparison's .toml or .yaml file.")],
+    overrides: Overrides = None,
+    run_keys: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value for the run itself; repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Methods side by side on one split, with what each costs; finished rows are not run again."""
+    from raysys.comparison.page import PAGE_FILE, shown, write_comparison
+    from raysys.comparison.settings import CompareSettings
+    from raysys.comparison.work import run_rows
+    from raysys.settings import load_settings
+
+    settings = load_settings(CompareSettings, config, overrides or [])
+    changed = (*settings.overrides, *(run_keys or []))
+    settings = settings.model_copy(update={"overrides": changed})
+    found, out = write_comparison(run_rows(settings)), settings.out.resolve()
+    head, *rows = shown(found)
+    table = Table(*head, caption=f"{found['users']} users, @{found['k']}\n{out / PAGE_FILE}")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    for name, problem in found["failed"].items():
+        table.add_row(escape(name), escape(f"failed: {problem}"))
+    print_result(as_json, {"comparison": str(out), **found}, table)
+
+
+@app.command()
 def merge(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A fine-tuned run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist.")],

@@ -167,6 +167,43 @@ def share(have: Resources, actors: int, *, reserved: float) -> float:
     return max(SMALL_CPUS, math.floor(left / actors * 100 + 1e-6) / 100)
 
 
+def at_a_time(have: Resources, cpus: float, gpus: float, most: int | None, what: str) -> int:
+    """How many runs that take so much the cluster holds side by side, at most `most`.
+
+    Raises:
+        UserError: not even one.
+    """
+    fit = math.floor(have.cpus / cpus + 1e-6)
+    if gpus:
+        fit = min(fit, math.floor(have.gpus / gpus + 1e-6))
+    if fit < 1:
+        raise UserError(
+            f"a {what} takes {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {have.cpus:g} and "
+            f"{have.gpus:g}: lower `cpus` (its cores, with what its stages start beside) or `gpus`."
+        )
+    return min(fit, most or fit)
+
+
+def several(
+    cluster: ClusterSettings, cores: float, gpus: float, beside: float, most: int | None
+) -> ClusterSettings:
+    """A local Ray with logical CPUs for as many runs as the machine has cores and GPUs for.
+
+    Args:
+        cores: that one run computes with.
+        beside: CPUs that it reserves beyond these, and hardly uses.
+        most: at a time; none: as many as fit.
+    """
+    if cluster.address != "local" or cluster.cpus is not None:
+        return cluster
+    have = local_resources(cluster)
+    runs = max(1, int(have.cpus / max(1.0, cores)))
+    if gpus:
+        runs = max(1, min(runs, int(have.gpus / gpus)))
+    cpus = math.ceil(min(runs, most or runs) * (cores + beside))
+    return cluster.model_copy(update={"cpus": max(2, cpus)})
+
+
 @contextmanager
 def connect(settings: ClusterSettings) -> Iterator[Resources]:
     """Use Ray for a while: join the cluster at `address`, or start Ray on this machine.

@@ -103,9 +103,11 @@ def stages_to(settings: RunSettings, stage: str) -> tuple[str, ...]:
         own = ("data", "summaries")
     else:
         own = tuple(_wanted(settings, stages_of(settings)))
-        if stage in ("train", "refit") and not train.reading(settings):
+        asks = stage in (rerank.RERANK, rerank.EXPLAIN)
+        shows = asks and settings.rerank.profile_characters > 0
+        if (asks or stage in ("train", "refit")) and not (shows or train.reading(settings)):
             own = ("data", *own[own.index("train") :])
-        if stage in (rerank.RERANK, rerank.EXPLAIN):
+        if asks:
             trained = own.index("refit" if settings.train.refit else "train")
             own = (*own[: trained + 1], rerank.RERANK, rerank.EXPLAIN)
     if stage not in own:

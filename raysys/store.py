@@ -35,7 +35,9 @@ def fingerprint(value: Any) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """SHA-256 of a file's bytes; a missing one is a UserError naming it."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist or is not a file.")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from raysys.assets import fetch
 from raysys.data.importers import ImportSettings, import_data
-from raysys.errors import UserError
 from raysys.manifest import Manifest
 from raysys.mirror import Mirror
 from raysys.runs import run_stage
@@ -43,14 +42,8 @@ def import_folder(
         "data",
         # What the files hold counts, not where they lie: on another machine it is the same work.
         settings.model_dump(mode="json", exclude=set(FILES)),
-        {name: _hash(files[name]) for name in sorted(files)},
+        {name: sha256_file(files[name]) for name in sorted(files)},
         lambda output: import_data(settings, output, movielens),
         reuse,
         mirror,
     )
-
-
-def _hash(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist or is not a file.")
-    return sha256_file(path)

@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix, issparse
 
 from raysys.evaluation.candidates import hit_metrics
 from raysys.evaluation.metrics import intervals
+from raysys.evaluation.test_lists import write_test_lists
 from raysys.evaluation.texts import text_metrics
 from raysys.manifest import Manifest, StageReport
 from raysys.models.elmrec import DIRECT, EXPLANATION, SEQUENTIAL
@@ -150,6 +151,7 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
             users, items = np.array([row.user for row in rows]), found["items"]
             # A beam search says an order; its scores are of different lengths.
             order = np.broadcast_to(-np.arange(items.shape[1], dtype=np.float32), items.shape)
+            write_test_lists(output, users, lists)
             table = lists_table(context.dataset, users, items, order)
             write_table(output / RECOMMENDATIONS_FILE, table)
         targets = [row.item for row in rows]

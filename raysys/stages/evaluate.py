@@ -11,6 +11,7 @@ from scipy.sparse import csr_matrix
 from raysys.evaluation.beyond import list_figures
 from raysys.evaluation.protocols import RankingResult, all_rank
 from raysys.evaluation.report import Comparison, compare
+from raysys.evaluation.test_lists import write_test_lists
 from raysys.manifest import Manifest, StageReport
 from raysys.models.base import ScoreBlock
 from raysys.models.popularity import Popularity
@@ -54,6 +55,8 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
         pending[name] = measure.remote(context.run.path(context.trained) / name, shared)
     results: dict[str, RankingResult] = {name: ray.get(ref) for name, ref in pending.items()}
     evaluated = len(results[POPULARITY].users)
+    lists = {name: result.items for name, result in results.items()}
+    write_test_lists(output, results[POPULARITY].users, lists)
     path = _vectors(context)
     vectors = Profiles.load(path, *dataset.shape) if path else None
     write_json(

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 
 from raysys.cluster import StagePlan, cores_per, preflight
 from raysys.evaluation.metrics import hit_matrix, intervals, ranking_metrics
+from raysys.evaluation.test_lists import write_test_lists
 from raysys.evaluation.training_plots import draw_relations, draw_training
 from raysys.manifest import Manifest, StageReport
 from raysys.models.graph_lm import as_batch
@@ -177,6 +178,7 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     lists = {GRAPH_LM: _lists(context, EVALUATION, users, mask, depth)[0]}
     for name, model in ((POPULARITY, Popularity(train)), (EASE, Ease(train, EaseSettings()))):
         lists[name] = retrieve(model.score_block, users, mask, depth)[0]
+    write_test_lists(output, users, lists)
     metrics = {name: _metrics(found, relevant, users, settings) for name, found in lists.items()}
     write_json(
         output / METRICS_FILE,

@@ -16,6 +16,7 @@ from scipy.sparse import csr_matrix
 from raysys.data.candidates import drawn_users
 from raysys.data.dataset import Dataset
 from raysys.evaluation.metrics import hit_matrix, paired_bootstrap, ranking_metrics
+from raysys.evaluation.test_lists import write_test_lists
 from raysys.manifest import Manifest, StageReport
 from raysys.models.saved import load_model
 from raysys.ranking.fuse import fuse, min_max, order_of
@@ -151,6 +152,7 @@ def _rerank(context: RunContext, output: Path) -> StageReport:
             known, wanted = dataset.matrix(TRAIN, VALID, opinion=None), dataset.matrix(TEST)
             pools = ask(context.trained, settings.test_users, known, wanted, choice)
             write_json(output / METRICS_FILE, _measure(settings, pools, wanted, told, choice))
+            write_test_lists(output, pools.users, {RERANK: _lists(settings, pools, choice, told)})
         known = dataset.matrix(*SPLITS, opinion=None)
         pools = ask(context.trained, settings.users, known, None, choice)
         asked, counts = writer.asked, writer.counts
@@ -299,15 +301,20 @@ def _figures(
     settings: RerankSettings, pools: Pools, wanted: csr_matrix, told: Told, choice: Choice
 ) -> dict[str, np.ndarray]:
     """Each metric at k for every user, in the order of `choice`."""
-    places, _ = orders(settings, pools, choice, told.likes)
-    items = np.take_along_axis(pools.items, np.maximum(places, 0), axis=1)
-    items = np.where(places == NO_ITEM, NO_ITEM, items)[:, : settings.k]
+    items = _lists(settings, pools, choice, told)[:, : settings.k]
     relevant = np.diff(wanted.indptr)[pools.users].astype(np.int64)
     hits = hit_matrix(items, wanted, pools.users)
     return {
         name.partition("@")[0]: values
         for name, values in ranking_metrics(hits, relevant, [settings.k]).items()
     }
+
+
+def _lists(settings: RerankSettings, pools: Pools, choice: Choice, told: Told) -> np.ndarray:
+    """Each user's whole pool in its final order, (n, pool) item rows."""
+    places, _ = orders(settings, pools, choice, told.likes)
+    items = np.take_along_axis(pools.items, np.maximum(places, 0), axis=1)
+    return np.where(places == NO_ITEM, NO_ITEM, items)
 
 
 def _measure(

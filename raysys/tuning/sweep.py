@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from raysys.cluster import ClusterSettings, Resources, connect, local_resources
+from raysys.cluster import at_a_time, connect, several
 from raysys.errors import UserError
 from raysys.pipeline import ELMREC, GRAPH_LM, YES_NO, run_stages, stages_to
 from raysys.runs import RunDirectory
@@ -87,8 +87,11 @@ def run_sweep(settings: TuneSettings, *, resume: bool = False) -> Sweep:
     stages = stages_to(run, settings.stage)
     before = unchanged(settings, stages)
     in_process = _trains_here(settings, run, stages[len(before) :])
-    start = time.monotonic()
-    with RunDirectory(out).lock(), connect(_room(settings)) as have:
+    start, each = time.monotonic(), trial_cpus(settings)
+    room = several(
+        settings.cluster, settings.cpus, settings.gpus, each - settings.cpus, settings.concurrent
+    )
+    with RunDirectory(out).lock(), connect(room) as have:
         (out / TRIALS).mkdir(exist_ok=True)
         write_json(out / SWEEP_FILE, settings.model_dump(mode="json"))
         once = run.model_copy(update={"out": out / TRIALS / _BASE, "cluster": settings.cluster})
@@ -102,7 +105,8 @@ def run_sweep(settings: TuneSettings, *, resume: bool = False) -> Sweep:
             in_process=in_process,
             memory_gib=have.memory_gib,
         )
-        trials = run_trials(plan, at_a_time(settings, have), out / _TUNE_FOLDER)
+        together = at_a_time(have, each, settings.gpus, settings.concurrent, "trial")
+        trials = run_trials(plan, together, out / _TUNE_FOLDER)
     sign = 1 if settings.smaller_is_better else -1
     trials.sort(key=lambda one: math.inf if one.value is None else sign * one.value)
     sweep = Sweep(settings, base, tuple(trials), time.monotonic() - start)
@@ -129,35 +133,6 @@ def unchanged(settings: TuneSettings, stages: tuple[str, ...]) -> tuple[str, ...
             break
         found.append(stage)
     return tuple(found)
-
-
-def at_a_time(settings: TuneSettings, have: Resources) -> int:
-    """How many trials the cluster holds at a time, at most `concurrent`.
-
-    Raises:
-        UserError: not even one.
-    """
-    fit = math.floor(have.cpus / trial_cpus(settings) + 1e-6)
-    if settings.gpus:
-        fit = min(fit, math.floor(have.gpus / settings.gpus + 1e-6))
-    if fit < 1:
-        raise UserError(
-            f"a trial takes {trial_cpus(settings):g} CPUs (2 x cpus + 1.1) and {settings.gpus:g} "
-            f"GPUs, the cluster has {have.cpus:g} and {have.gpus:g}: lower `cpus` or `gpus`."
-        )
-    return min(fit, settings.concurrent or fit)
-
-
-def _room(settings: TuneSettings) -> ClusterSettings:
-    """A local Ray gets the logical CPUs that its trials take: one trial for so many cores."""
-    cluster = settings.cluster
-    if cluster.address != "local" or cluster.cpus is not None:
-        return cluster
-    trials = max(1, int(local_resources(cluster).cpus / max(1.0, settings.cpus)))
-    if settings.gpus:
-        trials = max(1, min(trials, int(local_resources(cluster).gpus / settings.gpus)))
-    cpus = math.ceil(min(trials, settings.concurrent or trials) * trial_cpus(settings))
-    return cluster.model_copy(update={"cpus": max(2, cpus)})
 
 
 def _trains_here(settings: TuneSettings, run: RunSettings, stages: tuple[str, ...]) -> bool:

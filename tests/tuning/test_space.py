@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raysys.cluster import ClusterSettings, Resources, at_a_time, local_resources, several
 from raysys.errors import UserError
 from raysys.pipeline import stages_to
 from raysys.settings import load_settings, override_values, parse_settings, read_values
@@ -22,7 +23,7 @@ from raysys.tuning.space import (
     trial_config,
     tune_space,
 )
-from raysys.tuning.sweep import at_a_time, unchanged
+from raysys.tuning.sweep import unchanged
 from raysys.tuning.trial import trial_cpus
 
 SWEEPS = sorted((Path(__file__).parents[2] / "tune").glob("*.toml"))
@@ -145,16 +146,23 @@ def test_what_no_trial_changes_is_done_once() -> None:
 
 
 def test_as_many_at_a_time_as_the_cluster_holds() -> None:
-    from raysys.cluster import Resources
+    room = trial_cpus(sweep(cpus=2))
+    assert at_a_time(Resources(3 * room, 0, 1), room, 0, None, "trial") == 3
+    assert at_a_time(Resources(3 * room - 0.5, 0, 1), room, 0, None, "trial") == 2
+    assert at_a_time(Resources(3 * room, 0, 1), room, 0, 1, "trial") == 1
+    assert at_a_time(Resources(9 * room, 1, 1), room, 0.5, None, "trial") == 2
+    with pytest.raises(UserError, match=r"lower `cpus` .* or `gpus`"):
+        at_a_time(Resources(100, 0, 1), 1, 1, None, "trial")
 
-    settings = sweep(cpus=2)
-    room = trial_cpus(settings)
-    assert at_a_time(settings, Resources(3 * room, 0, 1)) == 3
-    assert at_a_time(settings, Resources(3 * room - 0.5, 0, 1)) == 2
-    assert at_a_time(sweep(cpus=2, concurrent=1), Resources(3 * room, 0, 1)) == 1
-    assert at_a_time(sweep(cpus=2, gpus=0.5), Resources(9 * room, 1, 1)) == 2
-    with pytest.raises(UserError, match=r"lower `cpus` or `gpus`"):
-        at_a_time(sweep(gpus=1), Resources(100, 0, 1))
+
+def test_a_local_ray_has_cpus_for_as_many_as_there_are_cores() -> None:
+    machine = ClusterSettings(cpus=None, gpus=0)
+    cores = local_resources(machine).cpus
+    assert several(machine, 1, 0, 2.5, None).cpus == math.ceil(cores * 3.5)
+    assert several(machine, cores, 0, 1, None).cpus == cores + 1
+    assert several(machine, 1, 0, 1, 1).cpus == 2
+    said = ClusterSettings(cpus=7)
+    assert several(said, 1, 0, 1, None) is said
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -1,0 +1,1 @@
+"""Methods side by side: on one split, by one protocol, with what each costs."""
