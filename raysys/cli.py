@@ -16,12 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from raysys import __version__
 from raysys.cli_files import add_files
 from raysys.cli_serving import add_serving
 from raysys.errors import UserError
 from raysys.observe import configure_logging
 from raysys.shown import Json, print_result
+from raysys.version import VERSION
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @app.command()
 def version(as_json: Json = False) -> None:
     """Print the version."""
-    print_result(as_json, {"version": __version__}, [__version__])
+    print_result(as_json, {"version": VERSION}, [VERSION])
 
 
 def _stage_command(

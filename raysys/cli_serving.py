@@ -1,4 +1,4 @@
-"""Commands around an endpoint: serve, key, publish, rollback, loadtest."""
+"""Commands around an endpoint: serve, key, publish, rollback, inspect, loadtest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysys.shown import Json, print_result
 
 def add_serving(app: typer.Typer) -> None:
     """Add the commands to the table."""
-    for command in (serve, key, publish, rollback, loadtest):
+    for command in (serve, key, publish, rollback, inspect, loadtest):
         app.command()(command)
 
 
@@ -93,6 +93,20 @@ def rollback(
     print_result(
         as_json, pointer.model_dump(), [f"version {pointer.version} is served from {folder}"]
     )
+
+
+def inspect(
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="A run, or a folder of published models.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Check every file against its hash, and print the model's card."""
+    from raysys.serving.card import card_text
+    from raysys.serving.published import inspect as look_at
+
+    run, card = look_at(artifact.resolve())
+    print_result(as_json, {"run": str(run), **card}, card_text(card).splitlines())
 
 
 def loadtest(

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import raysys
 from raysys.errors import UserError
 from raysys.store import fingerprint, read_json
+from raysys.version import VERSION
 
 MANIFEST = "manifest.json"
 #: Packages whose versions a manifest records.
@@ -71,7 +71,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def versions() -> dict[str, str]:
     """Versions of raysys, Python and the packages that results depend on."""
-    found = {"raysys": raysys.__version__, "python": platform.python_version()}
+    found = {"raysys": VERSION, "python": platform.python_version()}
     for name in RECORDED:
         try:
             found[name] = metadata.version(name)

@@ -67,15 +67,17 @@ class StageOutcome:
 
 
 def stages_of(settings: RunSettings) -> tuple[str, ...]:
-    """All stages that a run has, in order: with vectors of its own it writes no profiles.
+    """All stages that a run has, in order: texts are written where some model reads them.
 
     Raises:
         UserError: no models; said now and not after hours of writing profiles.
     """
     train.require_models(settings)
-    without = [*ON_DEMAND]
-    if settings.embeddings.own:
-        without += profiles.PROFILE_STAGES
+    return _stages(train.text_stages(settings))
+
+
+def _stages(texts: Sequence[str]) -> tuple[str, ...]:
+    without = {*ON_DEMAND, *train.TEXT_STAGES} - set(texts)
     return tuple(name for name in STAGES if name not in without)
 
 
@@ -102,11 +104,12 @@ def stages_to(settings: RunSettings, stage: str) -> tuple[str, ...]:
     elif stage == "summaries":
         own = ("data", "summaries")
     else:
-        own = tuple(_wanted(settings, stages_of(settings)))
+        train.require_models(settings)
         asks = stage in (rerank.RERANK, rerank.EXPLAIN)
-        shows = asks and settings.rerank.profile_characters > 0
-        if (asks or stage in ("train", "refit")) and not (shows or train.reading(settings)):
-            own = ("data", *own[own.index("train") :])
+        texts = train.text_stages(settings)
+        if stage in train.TEXT_STAGES or (asks and settings.rerank.profile_characters):
+            texts = ("embeddings",) if settings.embeddings.own else train.TEXT_STAGES
+        own = tuple(_wanted(settings, _stages(texts)))
         if asks:
             trained = own.index("refit" if settings.train.refit else "train")
             own = (*own[: trained + 1], rerank.RERANK, rerank.EXPLAIN)

@@ -9,6 +9,7 @@ import pytest
 os.environ["RAYSYS_BFLOAT16"] = "0"
 
 from raysys.cluster import ClusterSettings, Resources, connect
+from raysys.stages.context import Share
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,10 @@ def local_ray() -> Iterator[Resources]:
     """One Ray on this machine for all tests marked `ray`: two CPUs, the least we promise."""
     with connect(ClusterSettings(address="local", cpus=2, gpus=0, object_store_gib=0.2)) as have:
         yield have
+
+
+@pytest.fixture(scope="session")
+def in_process(local_ray: Resources) -> Share:
+    """Models are trained in this process: the same bits (tests/training), without the ten seconds
+    that workers of Ray Train take to start. For tests of what comes before and after."""
+    return Share(local_ray, watch=lambda *_: None)

@@ -194,14 +194,14 @@ def test_a_model_that_is_not_trained_is_named(run, monkeypatch):
         play(monkeypatch, run, by_taste, model="kn")
 
 
-def test_refit_learns_from_validation_too_and_is_what_is_measured(run, monkeypatch):
+def test_refit_learns_from_validation_too_and_is_what_is_measured(run, monkeypatch, in_process):
     values = run | {"train": {"refit": True}, "recommend": {"k": 3}}
     values["models"] = {
         "knn": {"backbone": "itemknn", "grid": {"neighbours": [1, 3]}},
         "graph": {"settings": {"width": 4}, "train": {"epochs": 2, "batch_size": 16}},
     }
     settings = parse_settings(RunSettings, values, source="test")
-    run_stages(settings, ("data", "train", "refit", "evaluate", "recommend"))
+    run_stages(settings, ("data", "train", "refit", "evaluate", "recommend"), in_process)
     out = settings.out
     about = {stage: read_json(out / stage / "manifest.json") for stage in ("train", "refit")}
     assert about["train"]["counts"]["ok"] == 6 * USERS

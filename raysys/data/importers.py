@@ -87,6 +87,8 @@ class ImportSettings(Settings):
     known, and never recommended. None: every interaction is a like."""
     disliked_to: float | None = None
     """Ratings up to here are dislikes, for profiles and for models that use them."""
+    license: str = ""
+    """Licence of the data, for the model's card."""
     k_core: int = Field(default=0, ge=0)
     """Keep users and items with at least this many interactions (repeated until it holds)."""
     unknown_items: Literal["error", "drop"] = "error"

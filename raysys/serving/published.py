@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from raysys.errors import UserError
 from raysys.manifest import MANIFEST, read_manifest
 from raysys.runs import RunDirectory
+from raysys.serving.card import CARD_FILE, CARD_PAGE, card_of, card_text
 from raysys.serving.shelf import Shelf
 from raysys.stages.recommend import MODEL_FILE
 from raysys.store import fingerprint, read_json, sha256_file, write_json
@@ -77,6 +78,9 @@ def publish(run: Path, folder: Path, floors: Mapping[str, float] | None = None) 
             # What was copied is what was checked.
             if {stage: _checked(work / stage) for stage in stages} != marks:
                 raise UserError(f"{run} changed while it was published: try again.")
+            card = card_of(run)
+            write_json(work / CARD_FILE, card)
+            (work / CARD_PAGE).write_text(card_text(card), encoding="utf-8")
             os.replace(work, target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -84,6 +88,24 @@ def publish(run: Path, folder: Path, floors: Mapping[str, float] | None = None) 
     if before is not None and before.version == version:
         return before
     return _point(folder, Pointer(version=version, previous=before.version if before else None))
+
+
+def inspect(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The run that a folder holds or serves, and its card; all its files are compared first.
+
+    Args:
+        folder: a run, a folder of published models, or one of its versions.
+
+    Raises:
+        UserError: a file is not what its manifest says, or there is nothing to look at.
+    """
+    _, run = served_run(folder)
+    if not run.is_dir():
+        raise UserError(f"{run} is no folder.")
+    for path in sorted(run.iterdir()):
+        if path.is_dir() and (path / MANIFEST).is_file():
+            _checked(path)
+    return run, card_of(run)
 
 
 def rollback(folder: Path) -> Pointer:

@@ -20,7 +20,6 @@ from prometheus_client import generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from raysys import __version__
 from raysys.observe import get_logger
 from raysys.schema import ITEM_ID, RANK, RECOMMENDATIONS_FILE, SCORE, USER_ID
 from raysys.serving.doors import Gate, who_is
@@ -49,6 +48,7 @@ from raysys.serving.reranking import Ordered, Reranker
 from raysys.serving.settings import MAX_ID, MAX_K, ServeSettings
 from raysys.serving.shelf import Found, Shelf, UnknownError
 from raysys.store import read_table
+from raysys.version import VERSION
 
 #: Catalogues up to here are ranked in the event loop: sooner done than handed to a thread.
 _SMALL = 50_000
@@ -79,7 +79,7 @@ def web_app(
 
     web = FastAPI(
         title="raysys",
-        version=__version__,
+        version=VERSION,
         summary="Recommendations from a trained run.",
         lifespan=lifespan,
         docs_url="/docs",

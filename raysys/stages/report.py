@@ -34,9 +34,8 @@ from raysys.schema import (
 )
 from raysys.stages.context import RunContext
 from raysys.stages.evaluate import METRICS_FILE
-from raysys.stages.profiles import PROFILE_STAGES
 from raysys.stages.recommend import MODEL_FILE
-from raysys.stages.train import history
+from raysys.stages.train import TEXT_STAGES, history, text_stages
 from raysys.store import read_json, read_table, replace_file
 from raysys.text.profiles import summaries_in_order
 
@@ -64,8 +63,8 @@ def run(context: RunContext) -> tuple[Manifest, bool]:
 
 
 def _before(context: RunContext) -> list[str]:
-    """The stages that the report reads: a run with its own vectors has no profiles."""
-    without = PROFILE_STAGES if context.settings.embeddings.own else ()
+    """The stages that the report reads: not every run has texts."""
+    without = set(TEXT_STAGES) - set(text_stages(context.settings))
     return [name for name in BEFORE if name not in without]
 
 
@@ -126,7 +125,7 @@ def _user_examples(context: RunContext) -> list[UserExample]:
     lists = read_table(context.run.path("recommend") / RECOMMENDATIONS_FILE)
     titles = dataset.items[TITLE].to_pylist()
     profiles: list[str | None] = [None] * total
-    if not context.settings.embeddings.own:
+    if "user_profiles" in text_stages(context.settings):
         profiles = summaries_in_order(context.run.path("user_profiles"), dataset.user_ids)
     train_users, train_items = dataset.pairs(TRAIN)
     examples = []
@@ -148,7 +147,7 @@ def _user_examples(context: RunContext) -> list[UserExample]:
 
 
 def _item_examples(context: RunContext) -> list[ItemExample]:
-    if context.settings.embeddings.own:
+    if "item_profiles" not in text_stages(context.settings):
         return []
     dataset = context.dataset
     profiles = summaries_in_order(context.run.path("item_profiles"), dataset.item_ids)

@@ -15,6 +15,7 @@ from raysys.models.registry import ModelSettings
 from raysys.models.saved import PARAMETERS_FILE
 from raysys.schema import TRAIN, VALID
 from raysys.stages.context import RunContext, RunSettings, TrainedModelSettings
+from raysys.stages.profiles import PROFILE_STAGES
 from raysys.store import read_json
 from raysys.text.embeddings import VECTORS_FILE
 from raysys.training.graph_models import train_graph_model
@@ -22,6 +23,9 @@ from raysys.training.jobs import HISTORY_FILE, TrainJob, TrainResult
 from raysys.training.linear_models import train_linear_model
 from raysys.training.loop import WATCHED
 from raysys.training.ray_train import RESULT_FILE, Placement, user_error
+
+#: From titles to vectors, in order.
+TEXT_STAGES = (*PROFILE_STAGES, "embeddings")
 
 
 def run(context: RunContext) -> tuple[Manifest, bool]:
@@ -55,6 +59,13 @@ def run_refit(context: RunContext) -> tuple[Manifest, bool]:
 def reading(settings: RunSettings) -> bool:
     """Whether a model reads profile vectors."""
     return any(model.reads_profiles(model.grid) for model in settings.models.values())
+
+
+def text_stages(settings: RunSettings) -> tuple[str, ...]:
+    """The stages of texts that a whole run has: none where no model reads them."""
+    if not reading(settings):
+        return ()
+    return ("embeddings",) if settings.embeddings.own else TEXT_STAGES
 
 
 def require_models(settings: RunSettings) -> None:

@@ -55,10 +55,10 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder) -> RunSettings:
+def run(folder, in_process) -> RunSettings:
     """A finished run."""
     settings = config_of(folder, "run")
-    run_stages(settings, STAGES)
+    run_stages(settings, STAGES, in_process)
     return settings
 
 
@@ -100,12 +100,12 @@ def test_the_lists_are_of_items_that_are_new_and_can_be_measured(run, folder, ca
     assert found["recall"] == pytest.approx(ours["rows"]["elmrec"]["hr@5"]["mean"])
 
 
-def test_two_workers_train_the_same_model(run, folder) -> None:
+def test_two_workers_train_the_same_model(run, folder, in_process) -> None:
     settings = config_of(folder, "two", small=run.elmrec.small.model_copy(update={"dropout": 0.0}))
     one = config_of(folder, "one", small=run.elmrec.small.model_copy(update={"dropout": 0.0}))
     cluster = settings.cluster.model_copy(update={"train_workers": 2})
     run_stages(settings.model_copy(update={"cluster": cluster}), STAGES[:-1])
-    run_stages(one, STAGES[:-1])
+    run_stages(one, STAGES[:-1], in_process)
     arrays = [read_arrays(s.out / "elmrec_model" / "elmrec.safetensors") for s in (one, settings)]
     for name, array in arrays[0].items():
         np.testing.assert_allclose(arrays[1][name], array, atol=1e-4, err_msg=name)

@@ -17,7 +17,7 @@ from raysys.data.dataset import Dataset
 from raysys.pipeline import run_stages
 from raysys.schema import RECOMMENDATION_SCHEMA
 from raysys.settings import parse_settings
-from raysys.stages.context import RunSettings
+from raysys.stages.context import RunSettings, Share
 from raysys.stages.graph_lm import stages_of
 from raysys.store import read_arrays, read_json, read_table, write_json, write_table
 from raysys.training.graph_lm import PARAMETERS_FILE, GraphLMJob, train_graph_lm, write_inputs
@@ -63,10 +63,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> RunSettings:
+def run(folder: Path, in_process: Share) -> RunSettings:
     """A finished run."""
     settings = config_of(folder)
-    run_stages(settings, ("data", *stages_of(settings.graph_lm)))
+    run_stages(settings, ("data", *stages_of(settings.graph_lm)), in_process)
     return settings
 
 

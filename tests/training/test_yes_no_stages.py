@@ -60,7 +60,7 @@ def settings_of(model: Path, **changes) -> YesNoSettings:
 
 
 @pytest.fixture(scope="module")
-def run(model, tmp_path_factory) -> RunSettings:
+def run(model, tmp_path_factory, in_process) -> RunSettings:
     """A finished run."""
     folder = Path(tmp_path_factory.mktemp("run"))
     toy_shop(folder / "files")
@@ -74,7 +74,7 @@ def run(model, tmp_path_factory) -> RunSettings:
         "yes_no": settings_of(model).model_dump(),
     }
     settings = parse_settings(RunSettings, values, source="test")
-    run_stages(settings, STAGES)
+    run_stages(settings, STAGES, in_process)
     return settings
 
 
