@@ -14,10 +14,14 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
+from fastapi.testclient import TestClient
+from toy_run import KEY
 from toy_sweep import write_run
 
 import raysys
 from raysys.errors import UserError
+from raysys.serving.app import local_app
+from raysys.serving.settings import ServeSettings
 from raysys.store import read_table, write_table
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -177,3 +181,24 @@ def test_reranking_over_http(
     before = [int(re.search(r"was (\d+)", line)[1]) for line in lines]  # type: ignore[index]
     assert sorted(before) == [1, 2, 3, 4, 5, 6]
     assert before != sorted(before)
+    # One cascade, three places: what the stage wrote, a server answers, and both begin with ours.
+    rerank = {
+        key.removeprefix("rerank."): value
+        for key, value in words.items()
+        if key.startswith("rerank.")
+    }
+    engine = {"kind": "http", "model": "any", "http": {"base_url": endpoint}}
+    values = {"run": run.folder, "rerank": rerank | {"engine": engine}, "deadline_s": 30}
+    table = read_table(run.folder / "rerank" / "recommendations.parquet").to_pylist()
+    with TestClient(local_app(ServeSettings.model_validate(values), "secret")) as client:
+        for user in {row["user_id"] for row in table}:
+            mine = [row for row in table if row["user_id"] == user]
+            asked = {"user_id": user, "k": 6, "rerank": "relevancy"}
+            answer = client.post("/v1/recommend", json=asked, headers=KEY).json()
+            assert not answer["degraded"], answer
+            served = [(one["item_id"], one["graph_rank"]) for one in answer["items"]]
+            assert served == [(row["item_id"], row["graph_rank"]) for row in mine]
+            plain = client.post("/v1/recommend", json=asked | {"rerank": "off"}, headers=KEY).json()
+            before = [row["item_id"] for row in sorted(mine, key=lambda row: row["graph_rank"])]
+            assert before == [one["item_id"] for one in plain["items"]]
+            assert before == [one.item_id for one in run.recommend(user, k=6)]

@@ -28,6 +28,7 @@ from raysys.text.explain import CLAIMS, ClaimsForm, explain_prompt, template_of
 from raysys.text.prompts import Prompt
 from raysys.text.rerank import Pool, RerankSettings, question_prompt
 from raysys.text.structured import Fields, Form, Rejected
+from raysys.training.loop import mixed_seed
 
 logger = get_logger(__name__)
 #: A request for the language model → its reply, as rows of `raysys.text.engine`.
@@ -120,7 +121,10 @@ class Reranker:
         self, user_id: str | None, history: list[str], found: Found, method: MethodSettings
     ) -> np.ndarray:
         items = [self._told.items[row] for row in found.items.tolist()]
-        pool = Pool(self._context(user_id, history), items, self._settings.seed)
+        row, seed = self._shelf.user_row(user_id), self._settings.seed
+        # A known user's pool is shuffled as `raysys rerank` shuffles it: the same list in the end.
+        seed = seed if row is None else mixed_seed(seed, row)
+        pool = Pool(self._context(user_id, history), items, seed)
         asking = method_of(method, len(items), pool.seed)
         answers: list[Answer] | None = None
         while True:
