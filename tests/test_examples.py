@@ -19,6 +19,7 @@ from toy_run import KEY
 from toy_sweep import write_run
 
 import raysys
+from raysys.cli import main
 from raysys.errors import UserError
 from raysys.serving.app import local_app
 from raysys.serving.settings import ServeSettings
@@ -202,3 +203,30 @@ def test_reranking_over_http(
             before = [row["item_id"] for row in sorted(mine, key=lambda row: row["graph_rank"])]
             assert before == [one["item_id"] for one in plain["items"]]
             assert before == [one.item_id for one in run.recommend(user, k=6)]
+
+
+def test_a_published_model_has_a_card_and_is_inspected(
+    run: raysys.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["publish", str(run.folder), "--to", str(tmp_path / "shelf")]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "shelf"), "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    folder = Path(card["run"])
+    assert card["model"]["name"] in run.metrics
+    assert card["figures"] == run.metrics[card["model"]["name"]]
+    assert card["data"]["counts"]["users"] == 60
+    assert card["data"]["license"] == "not stated"
+    page = (folder / "MODEL_CARD.md").read_text()
+    assert page.startswith(f"# {card['model']['name']}\n")
+    assert card["stages"]["train"]["hash"] in page
+    # A card says what is there: a file that was changed since is named.
+    table = folder / "recommend" / "recommendations.parquet"
+    table.write_bytes(table.read_bytes() + b"0")
+    assert main(["inspect", str(tmp_path / "shelf")]) == 2
+    assert "recommendations.parquet is not the file" in capsys.readouterr().err
+
+
+def test_nothing_to_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "holds no finished stage" in capsys.readouterr().err

@@ -61,11 +61,12 @@ def _data(stages: dict[str, Manifest]) -> dict[str, Any]:
     if "data" not in stages:
         return {}
     one = stages["data"]
-    license_of = ASSETS[one.config["source"]].license if one.config["source"] in ASSETS else ""
+    source = one.config.get("source", _UNSAID)
+    license_of = ASSETS[source].license if source in ASSETS else ""
     return {
-        "source": one.config["source"],
+        "source": source,
         "license": one.config.get("license") or license_of or _UNSAID,
-        "split": one.config["split"],
+        "split": one.config.get("split", {}),
         "counts": one.counts,
         "dropped": one.dropped,
         "files": one.inputs,
