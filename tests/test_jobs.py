@@ -54,7 +54,7 @@ def test_a_users_mistake_ends_a_job_with_code_2(head: Head, tmp_path: Path) -> N
 
 
 def test_a_sweep_that_is_stopped_and_submitted_again_goes_on(head: Head, tmp_path: Path) -> None:
-    run, out = write_run(tmp_path, epochs=200), tmp_path / "sweep"
+    run, out = write_run(tmp_path, epochs=150), tmp_path / "sweep"
     config = tmp_path / "sweep.toml"
     config.write_text(
         f'out = "{out}"\nrun = "{run}"\nconcurrent = 1\n[space]\n"{RATE}" = [0.01, 0.02, 0.03]\n'

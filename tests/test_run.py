@@ -11,7 +11,7 @@ from toy_models import ITEMS, toy_profiles, toy_train, toy_valid
 
 from raysys.pipeline import run_stages
 from raysys.settings import parse_settings
-from raysys.stages.context import RunSettings
+from raysys.stages.context import RunSettings, Share
 from raysys.store import read_json, read_table, write_table
 from raysys.text.vectors import VECTOR
 
@@ -57,9 +57,10 @@ def settings(tmp_path: Path) -> RunSettings:
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_a_run_with_own_vectors_and_every_kind_of_model(settings: RunSettings) -> None:
-    outcomes = run_stages(settings)
+def test_a_run_with_own_vectors_and_every_kind_of_model(
+    settings: RunSettings, in_process: Share
+) -> None:
+    outcomes = run_stages(settings, share=in_process)
     assert list(outcomes) == ["data", "embeddings", "train", "evaluate", "recommend", "report"]
     report = read_json(settings.out / "report.json")
     assert set(report["models"]) == {"popularity", *settings.models}
