@@ -117,6 +117,7 @@ def test_commands_and_jobs_cover_the_stages():
     by_name = {
         "run",
         "tune",
+        "compare",
         "evaluate",
         "train",
         "train_elmrec",
