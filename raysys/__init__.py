@@ -1,9 +1,11 @@
 """raysys: language models and user-item graphs recommend together, on Ray.
 
-import raysys
+From Python::
 
-run = raysys.run("configs/quickstart.toml")
-run.recommend("196", k=10)
+    import raysys
+
+    run = raysys.run("configs/quickstart.toml")
+    run.recommend("196", k=10)
 """
 
 from raysys.api import Recommendation, Run, open_run, run

@@ -136,7 +136,7 @@ def run(
     Args:
         config: a `.toml` or `.yaml` file.
         overrides: words like `train.epochs=5`.
-        stages: only these, such as `["rerank"]`, after those that they read; none: all.
+        stages: only these, such as `["rerank"]`; what they read must have finished. None: all.
 
     Raises:
         UserError: a mistake in the config or the data, in words.

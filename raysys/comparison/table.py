@@ -12,8 +12,8 @@ from raysys.comparison.work import Done, Finished, tokens
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.evaluation.beyond import list_figures
+from raysys.evaluation.kept_lists import read_test_lists
 from raysys.evaluation.metrics import hit_matrix, intervals, ranking_metrics
-from raysys.evaluation.test_lists import read_test_lists
 from raysys.models.popularity import Popularity
 from raysys.models.profiles import Profiles
 from raysys.ranking.retrieve import retrieve

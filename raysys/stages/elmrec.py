@@ -12,8 +12,8 @@ import torch
 from scipy.sparse import csr_matrix, issparse
 
 from raysys.evaluation.candidates import hit_metrics
+from raysys.evaluation.kept_lists import write_test_lists
 from raysys.evaluation.metrics import intervals
-from raysys.evaluation.test_lists import write_test_lists
 from raysys.evaluation.texts import text_metrics
 from raysys.manifest import Manifest, StageReport
 from raysys.models.elmrec import DIRECT, EXPLANATION, SEQUENTIAL

@@ -9,9 +9,9 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from raysys.evaluation.beyond import list_figures
+from raysys.evaluation.kept_lists import write_test_lists
 from raysys.evaluation.protocols import RankingResult, all_rank
 from raysys.evaluation.report import Comparison, compare
-from raysys.evaluation.test_lists import write_test_lists
 from raysys.manifest import Manifest, StageReport
 from raysys.models.base import ScoreBlock
 from raysys.models.popularity import Popularity

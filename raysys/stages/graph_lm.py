@@ -13,8 +13,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from raysys.cluster import StagePlan, cores_per, preflight
+from raysys.evaluation.kept_lists import write_test_lists
 from raysys.evaluation.metrics import hit_matrix, intervals, ranking_metrics
-from raysys.evaluation.test_lists import write_test_lists
 from raysys.evaluation.training_plots import draw_relations, draw_training
 from raysys.manifest import Manifest, StageReport
 from raysys.models.graph_lm import as_batch

@@ -15,8 +15,8 @@ from scipy.sparse import csr_matrix
 
 from raysys.data.candidates import drawn_users
 from raysys.data.dataset import Dataset
+from raysys.evaluation.kept_lists import write_test_lists
 from raysys.evaluation.metrics import hit_matrix, paired_bootstrap, ranking_metrics
-from raysys.evaluation.test_lists import write_test_lists
 from raysys.manifest import Manifest, StageReport
 from raysys.models.saved import load_model
 from raysys.ranking.fuse import fuse, min_max, order_of

@@ -20,7 +20,7 @@ from raysys.comparison.settings import CompareSettings
 from raysys.comparison.table import measure
 from raysys.comparison.work import BASE, ROWS, Cost, Done, Finished, run_rows
 from raysys.errors import UserError
-from raysys.evaluation.test_lists import TEST_LISTS_FILE, read_test_lists, write_test_lists
+from raysys.evaluation.kept_lists import TEST_LISTS_FILE, read_test_lists, write_test_lists
 from raysys.pipeline import run_stages
 from raysys.settings import parse_settings, read_values
 from raysys.stages import rerank
