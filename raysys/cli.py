@@ -54,6 +54,10 @@ Config = Annotated[Path, typer.Argument(help="A .toml or .yaml file: see configs
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Single keys to change: train.epochs=5 …")
 ]
+RunKeys = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A key of the run's config: data.k_core=5 …; repeatable."),
+]
 Models = Annotated[
     list[str] | None,
     typer.Option(
@@ -304,10 +308,7 @@ def tune(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Single keys to change: trials=20 …")
     ] = None,
-    run_keys: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A key of the run's config: data.k_core=5 …; repeatable."),
-    ] = None,
+    run_keys: RunKeys = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a sweep; refused where there is none.")
     ] = False,
@@ -336,10 +337,7 @@ def tune(
 def compare(
     config: Annotated[Path, typer.Argument(help="A comparison's .toml or .yaml file.")],
     overrides: Overrides = None,
-    run_keys: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value for the run itself; repeatable."),
-    ] = None,
+    run_keys: RunKeys = None,
     as_json: Json = False,
 ) -> None:
     """Methods side by side on one split, with what each costs; finished rows are not run again."""
