@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Discriminator, Field, Tag
@@ -13,7 +13,7 @@ from torch.nn import init
 from raysys.errors import UserError
 from raysys.models.base import Batch, Encoded, Recommender
 from raysys.models.losses import info_nce
-from raysys.models.precision import matrix_type
+from raysys.models.precision import matrix_type, padded
 from raysys.models.profiles import Profiles
 from raysys.models.texts import NodeTexts
 from raysys.settings import Settings
@@ -25,7 +25,8 @@ class _AlignmentSettings(Settings):
     pca: int | None = Field(default=None, ge=1)
     """Profile vectors are reduced to this width once, before training; none: used as they are."""
     matmul: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the profile MLP. `auto`: bfloat16 on a GPU or a processor with AMX."""
+    """Precision of the products in the profile MLP and in InfoNCE. `auto`: bfloat16 on a GPU or
+    a processor with AMX."""
 
 
 class ContrastiveAlignment(_AlignmentSettings):
@@ -116,6 +117,7 @@ class Aligned(Recommender):
                 init.xavier_uniform_(layer.weight, generator=generator)
                 bound = layer.in_features**-0.5
                 init.uniform_(layer.bias, -bound, bound, generator=generator)
+        self._temperature = settings.temperature
         self._type = matmul_type(settings.matmul, backbone.graph.device)
         self.null_users = int((~profiles.user_has_profile).sum())
         self.null_items = int((~profiles.item_has_profile).sum())
@@ -155,9 +157,29 @@ class Aligned(Recommender):
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """MLP(x), float32 whatever its products are computed in. (n, in) -> (n, out)."""
         low = self._type == torch.bfloat16
+        layers = cast("tuple[torch.nn.Linear, torch.nn.Module, torch.nn.Linear]", tuple(self.mlp))
+        first, activation, last = layers
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
-            out: torch.Tensor = self.mlp(x)
+            if first.in_features > first.out_features:
+                # A column a node: the gradient of a wide weight is then a product of two matrices
+                # as they lie in memory, 1.5 times as fast on a CPU for 11,000 nodes of 1,536.
+                hidden = activation(torch.addmm(first.bias[:, None], first.weight, x.T)).T
+            else:
+                hidden = activation(first(x))
+            out: torch.Tensor = last(hidden)
         return out.float()
+
+    def info_nce(
+        self,
+        queries: torch.Tensor,
+        targets: torch.Tensor,
+        keys: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        key_counts: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`losses.info_nce` at this alignment's temperature and precision; its shapes."""
+        low = self._type == torch.bfloat16
+        return info_nce(queries, targets, keys, self._temperature, weights, key_counts, low)
 
 
 @dataclass(frozen=True)
@@ -228,7 +250,7 @@ class Contrastive(Aligned):
         if self.settings.denominator in ("rlmrec", "distinct"):
             everyone = self.project(self._users.all)  # (users with a profile, d)
             return _Group(nodes, counts, everyone[places], self._users.rows, everyone, None)
-        texts = self.project(self._users.take(places))
+        texts = self._projected(self._users, places)
         key_counts = self._key_counts(counts, len(batch), self._inverse[0][nodes])
         return _Group(nodes, counts, texts, nodes, texts, key_counts)
 
@@ -239,7 +261,7 @@ class Contrastive(Aligned):
             sides.append((batch.negatives, uniform))
         found = [self._items.unique(nodes) for nodes, _ in sides]
         needed, at = torch.unique(torch.cat([places for places, _ in found]), return_inverse=True)
-        projected = self.project(self._items.take(needed))  # (distinct items, d)
+        projected = self._projected(self._items, needed)  # (distinct items, d)
         groups = []
         for (places, counts), rows, (_, inverse) in zip(
             found, at.split([len(places) for places, _ in found]), sides, strict=True
@@ -248,6 +270,12 @@ class Contrastive(Aligned):
             key_counts = self._key_counts(counts, len(batch), inverse[nodes])
             groups.append(_Group(nodes, counts, texts, nodes, texts, key_counts))
         return groups
+
+    def _projected(self, side: NodeTexts, places: torch.Tensor) -> torch.Tensor:
+        """MLP of the profiles at (k,) places. -> (k, d)."""
+        if self._type == torch.float32:
+            return self.project(side.take(places))
+        return self.project(side.take(padded(places)))[: len(places)]
 
     def _key_counts(
         self, counts: torch.Tensor, size: int, inverse: torch.Tensor
@@ -261,15 +289,13 @@ class Contrastive(Aligned):
 
     def _sum(self, batch: Batch, embeddings: torch.Tensor, group: _Group) -> torch.Tensor:
         """Σ over this worker's nodes of count · InfoNCE; every worker has all keys."""
-        temperature = self.settings.temperature
         own = embeddings.index_select(0, batch.share(group.nodes))
         texts = batch.share(group.texts)
         counts = batch.share(group.counts)
-        total = info_nce(own, texts, group.key_texts, temperature, counts, group.key_counts)
+        total = self.info_nce(own, texts, group.key_texts, counts, group.key_counts)
         if self.settings.symmetric:
             keys = embeddings.index_select(0, group.key_nodes)
-            back = info_nce(texts, own, keys, temperature, counts, group.key_counts)
-            total = (total + back) / 2
+            total = (total + self.info_nce(texts, own, keys, counts, group.key_counts)) / 2
         return total
 
 
@@ -332,9 +358,7 @@ class Generative(Aligned):
         )
         outputs = torch.cat([encoded.users, encoded.items])
         own = outputs.index_select(0, self._described[batch.share(places)])
-        total = info_nce(
-            self.project(own), batch.share(profiles), profiles, self.settings.temperature
-        )
+        total = self.info_nce(self.project(own), batch.share(profiles), profiles)
         return total * (self.settings.recon_weight / len(places))
 
 

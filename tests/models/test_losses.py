@@ -28,7 +28,7 @@ def plain_info_nce(
 def test_info_nce_and_gradients_equal_the_plain_formula(
     entries: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(losses._BLOCK_ENTRIES, "cpu", entries)
+    monkeypatch.setitem(losses._BLOCK_BYTES, "cpu", 4 * entries)
     counts = torch.tensor([1.0, 3, 1, 2, 1, 1, 4, 1, 1], dtype=torch.float64)
     weights = torch.arange(1.0, 8, dtype=torch.float64)
 
@@ -46,6 +46,23 @@ def test_info_nce_and_gradients_equal_the_plain_formula(
         results.append([total.detach(), *(tensor.grad for tensor in inputs)])
     # Ours guards against zero rows with 1e-8, which a small temperature makes visible.
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.01])
+def test_bfloat16_is_near_and_never_used_for_large_scores(temperature: float) -> None:
+    torch.manual_seed(3)
+    inputs = [torch.randn(rows, 32, requires_grad=True) for rows in (200, 200, 1000)]
+    results = []
+    for low in (False, True):
+        total = info_nce(*inputs, temperature, low_precision=low)
+        results.append((total, *torch.autograd.grad(total, inputs)))
+    pairs = zip(*results, strict=True)
+    errors = [((low - exact).norm() / exact.norm()).item() for exact, low in pairs]
+    if temperature == 0.01:
+        assert errors == [0] * 4
+    else:
+        assert 0 < errors[0] < 1e-3
+        assert 0 < max(errors) < 0.01
 
 
 def test_log_sum_exp_of_large_scores_equals_torch() -> None:
