@@ -26,6 +26,11 @@ class Served:
     shelf: Shelf
     reranker: Reranker | None
 
+    @property
+    def named(self) -> str:
+        """The version as callers are told: of what was published, or of the run's data."""
+        return self.version or self.shelf.version
+
 
 class Holder:
     """The model that is served now; another one is swapped in between two requests.

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 from raysys.serving.settings import (
     MAX_BATCH,
@@ -18,6 +24,16 @@ from raysys.serving.shelf import Source
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+def _a_number(value: object) -> object:
+    """5 and 5.0, as JSON Schema has it; not "5", nor true."""
+    if isinstance(value, bool | str):
+        raise ValueError("should be a valid integer")
+    return value
+
+
+_whole = BeforeValidator(_a_number)
 
 
 class Request(BaseModel):
@@ -36,26 +52,20 @@ class Filters(Request):
 
 
 class Asking(Request):
-    """Who asks: a known user, or someone new by what they have."""
+    """Who asks: a known user, someone new by what they have, or nobody in particular."""
 
     user_id: Id | None = None
     """A user; whom the run does not know is answered by `history`."""
     history: list[Id] = Field(default_factory=list, max_length=MAX_HISTORY)
     """Item ids that someone new has or likes; unknown ones count for nothing."""
-    deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
+    deadline_ms: Annotated[int, Field(ge=1, le=60_000), _whole] | None = None
     """Until when the language model may answer; none: the server's."""
-
-    @model_validator(mode="after")
-    def _someone(self) -> Self:
-        if self.user_id is None and not self.history:
-            raise ValueError("send user_id, or history for someone new")
-        return self
 
 
 class Recommend(Asking):
     """A question for a list."""
 
-    k: int = Field(default=10, ge=1, le=MAX_K)
+    k: Annotated[int, Field(ge=1, le=MAX_K), _whole] = 10
     """Length of the list."""
     rerank: Literal["off", "auto", "prompt", "pairwise", "batches", "relevancy"] = "auto"
     """`auto`: where it helped on validation. A method: always, and in this way."""
@@ -77,6 +87,20 @@ class Explain(Asking):
 
     item_ids: list[Id] = Field(min_length=1, max_length=MAX_EXPLAINED)
     """What is to be explained."""
+
+
+class Length(Request):
+    """How much is asked for, in a URL."""
+
+    k: int = Field(default=10, ge=1, le=MAX_K)
+    """Length of the list."""
+
+
+class Search(Length):
+    """A search by title, in a URL."""
+
+    title: str = Field(min_length=1, max_length=100)
+    """Words that the title holds."""
 
 
 class RecommendBatch(Request):

@@ -1,14 +1,49 @@
-"""What every request goes through: a limit on its body, and figures of what came of it."""
+"""What every request goes through: figures, the door, and a limit on its body."""
 
 from __future__ import annotations
 
-import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from raysys.serving.doors import Gate, who_is
+from raysys.serving.problems import told
 from raysys.serving.settings import MAX_BODY_BYTES
+
+#: Paths that answer without a key; every other one, known or not, wants it.
+OPEN_PATHS = frozenset(["/", "/docs", "/openapi.json", "/healthz", "/readyz"])
+_LONGEST_HEADER = 512
+
+
+class Door:
+    """ASGI middleware: 401 without a key that is known, 429 where it has used up its rate.
+
+    Args:
+        keys: digest → name; see `raysys.serving.doors.load_keys`.
+        gate: how often a key may call.
+    """
+
+    def __init__(self, app: Any, keys: Mapping[str, str], gate: Gate) -> None:
+        self._app, self._keys, self._gate = app, keys, gate
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        key = given[:_LONGEST_HEADER].decode("latin-1").removeprefix("Bearer ")
+        name = who_is(key, self._keys)
+        if name is None:
+            refused = told(401, "send a key as `Authorization: Bearer KEY`")
+            await refused(scope, receive, send)
+        elif await self._gate.enter(name):
+            await self._app(scope, receive, send)
+        else:
+            wait = {"Retry-After": str(self._gate.retry_after_s)}
+            await told(429, "this key has used up its rate", wait)(scope, receive, send)
 
 
 class BodyLimit:
@@ -24,7 +59,7 @@ class BodyLimit:
             return
         said = dict(scope["headers"]).get(b"content-length", b"0")
         if said.isdigit() and int(said) > MAX_BODY_BYTES:
-            await _refuse(send)
+            await _TOO_LARGE(scope, receive, send)
             return
         body, more = b"", True
         while more:
@@ -33,7 +68,7 @@ class BodyLimit:
                 return
             body += message.get("body", b"")
             if len(body) > MAX_BODY_BYTES:
-                await _refuse(send)
+                await _TOO_LARGE(scope, receive, send)
                 return
             more = message.get("more_body", False)
         given = False
@@ -48,17 +83,7 @@ class BodyLimit:
         await self._app(scope, again, send)
 
 
-async def _refuse(send: Any) -> None:
-    detail = f"a body may have {MAX_BODY_BYTES} bytes"
-    problem = {
-        "type": "about:blank",
-        "title": "Content Too Large",
-        "status": 413,
-        "detail": detail,
-    }
-    headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": 413, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(problem).encode()})
+_TOO_LARGE = told(413, f"a body may have {MAX_BODY_BYTES} bytes", {"Connection": "close"})
 
 
 class Figures:

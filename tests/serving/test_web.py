@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from raysys.schema import RECOMMENDATION_SCHEMA
 from raysys.serving.messages import Answer, Problem
@@ -42,7 +39,7 @@ def test_someone_new_is_answered_by_the_history(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"user_id": "nobody"}, {"user_id": "u3"}, {"history": ["unknown"]}]
+    "asked", [{}, {"user_id": "nobody"}, {"user_id": "u3"}, {"history": ["unknown"]}]
 )
 def test_without_a_history_it_is_what_most_have(
     client: TestClient, asked: dict[str, object]
@@ -108,7 +105,8 @@ def test_every_route_but_health_wants_the_key(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({}, "send user_id, or history"),
+        ({"user_id": "u1", "k": "5"}, "body.k"),
+        ({"user_id": "u1", "k": True}, "body.k"),
         ({"user_id": "u1", "k": 0}, "body.k"),
         ({"user_id": "u1", "k": 101}, "body.k"),
         ({"user_id": "x" * 300}, "body.user_id"),
@@ -197,46 +195,3 @@ def test_the_documentation_names_the_problems(client: TestClient) -> None:
     asked = document["paths"]["/v1/recommend"]["post"]
     assert {"200", "401", "404", "413", "422", "429"} <= set(asked["responses"])
     assert document["components"]["schemas"]["Recommend"]["examples"]
-
-
-words = st.text(max_size=12) | st.sampled_from(["u1", "u2", "a", "b", "genres", "Comedy"])
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 200) | st.floats(allow_nan=False) | words,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=4),
-    max_leaves=8,
-)
-likely = st.fixed_dictionaries(
-    {},
-    optional={
-        "user_id": words | anything,
-        "history": st.lists(words, max_size=6) | anything,
-        "k": st.integers(-2, 120) | anything,
-        "filters": st.fixed_dictionaries(
-            {}, optional={"exclude": st.lists(words, max_size=3), "where": anything}
-        )
-        | anything,
-        "further": anything,
-    },
-)
-
-
-@settings(
-    max_examples=1000,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(st.one_of(likely, anything), st.sampled_from(["/v1/recommend", "/v1/recommend:batch"]))
-def test_whatever_is_sent_is_answered_in_form(
-    client_of: Callable[..., TestClient], asked: object, path: str
-) -> None:
-    if not hasattr(client_of, "open"):
-        doors = {"requests_per_second": 1e6, "burst": 1_000_000}
-        client_of.open = client_of(doors=doors)  # type: ignore[attr-defined]
-    client: TestClient = client_of.open  # type: ignore[attr-defined]
-    body = {"requests": [asked]} if path.endswith("batch") else asked
-    answer = client.post(path, content=json.dumps(body).encode())
-    assert answer.status_code in (200, 404, 422)
-    if answer.status_code != 200:
-        assert Problem.model_validate(answer.json()).status == answer.status_code
-    elif path == "/v1/recommend":
-        Answer.model_validate(answer.json())
