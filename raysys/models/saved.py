@@ -81,9 +81,14 @@ class Embeddings:
 
     def score_histories(self, histories: csr_matrix) -> np.ndarray:
         """Histories (b, I) -> scores (b, I) float32: a user is the mean of the items."""
-        counts = np.maximum(np.diff(histories.indptr), 1)[:, None]
-        scores: np.ndarray = (histories @ self.items / counts.astype(np.float32)) @ self.items.T
+        scores: np.ndarray = self.history_vectors(histories) @ self.items.T
         return scores
+
+    def history_vectors(self, histories: csr_matrix) -> np.ndarray:
+        """Histories (b, I) -> (b, d): the mean of the items' embeddings."""
+        counts = np.maximum(np.diff(histories.indptr), 1)[:, None]
+        vectors: np.ndarray = histories @ self.items / counts.astype(np.float32)
+        return vectors
 
     def item_vectors(self) -> np.ndarray:
         """(I, d) the items' embeddings."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,8 +15,8 @@ from raysys.serving.published import served_run
 from raysys.serving.settings import ServeSettings
 from raysys.serving.shelf import Shelf
 from raysys.serving.web import web_app
-from raysys.text.engine_http import Caller
-from raysys.text.rerank import RerankSettings
+from raysys.text.engine_vllm_online import OnlineVllm
+from raysys.text.online import online_model
 
 NAME, INGRESS, RATES, LANGUAGE_MODEL = "raysys", "Ingress", "Rates", "LanguageModel"
 
@@ -78,35 +78,41 @@ def application(
         gate = Gate(lease, doors.requests_per_second, doors.burst)
         if settings.rerank is None:
             return web_app(settings, known, gate, Holder(settings))
-        language_model = serve.get_deployment_handle(LANGUAGE_MODEL, NAME)
+        remote = _Remote(serve.get_deployment_handle(LANGUAGE_MODEL, NAME))
+        return web_app(settings, known, gate, Holder(settings, remote))
 
-        async def ask(row: dict[str, Any]) -> dict[str, Any]:
-            reply: dict[str, Any] = await language_model.ask.remote(row)
-            return reply
-
-        return web_app(settings, known, gate, Holder(settings, ask))
+    here = settings.rerank is not None and settings.rerank.engine.kind == "vllm"
 
     @serve.deployment(
         name=LANGUAGE_MODEL,
-        ray_actor_options={"num_cpus": 0.1},
+        # An engine of its own takes what the profile gives it (num_gpus), here a core.
+        ray_actor_options={"num_cpus": 1 if here else 0.1},
         max_ongoing_requests=64,
         # A question that would wait too long is refused at once, and its list is degraded.
         max_queued_requests=128,
     )
     class LanguageModel:
-        """Asks the endpoint of the language model; cancelled with the request that asked."""
+        """Asks the endpoint, or holds the engine; stops with the request that asked."""
 
         def __init__(self) -> None:
             _replica_on_loopback()
             assert settings.rerank is not None
-            self._caller = caller_of(settings.rerank)
+            self._model = online_model(settings.rerank.engine, settings.rerank.sampling)
 
-        async def ask(self, row: dict[str, Any]) -> dict[str, Any]:
-            """A reply."""
-            return await self._caller.answer(row)
+        async def answer(self, row: dict[str, Any]) -> dict[str, Any]:
+            """See `Online.answer`."""
+            return await self._model.answer(row)
 
-        def check_health(self) -> None:
-            """The process answers; the endpoint may be away, and lists are degraded then."""
+        async def pieces(self, row: dict[str, Any]) -> AsyncGenerator[str]:
+            """See `Online.pieces`."""
+            async with aclosing(self._model.pieces(row)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+        async def check_health(self) -> None:
+            """An engine of ours lives. An endpoint may be away: lists are degraded then."""
+            if isinstance(self._model, OnlineVllm):
+                await self._model.check_health()
 
     @serve.deployment(
         name=INGRESS,
@@ -135,10 +141,29 @@ def application(
     return bound[INGRESS].bind(*others)
 
 
-def caller_of(rerank: RerankSettings) -> Caller:
-    """What asks the endpoint; its key is in the environment."""
-    key = os.environ.get(rerank.engine.http.api_key_env, "")
-    return Caller(rerank.engine, rerank.sampling, 1, key)
+class _Remote:
+    """The language model's deployment as an `Online`.
+
+    Args:
+        handle: of the deployment.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    async def answer(self, row: dict[str, Any]) -> dict[str, Any]:
+        """See `Online.answer`."""
+        reply: dict[str, Any] = await self._handle.answer.remote(row)
+        return reply
+
+    async def pieces(self, row: dict[str, Any]) -> AsyncGenerator[str]:
+        """See `Online.pieces`."""
+        found = self._handle.options(stream=True).pieces.remote(row)
+        try:
+            async for piece in found:
+                yield piece
+        finally:
+            found.cancel()
 
 
 def start(settings: ServeSettings, keys: dict[str, str], profile: Profile) -> None:
@@ -161,8 +186,9 @@ def local_app(settings: ServeSettings, key: str) -> FastAPI:
         return allowances.lease(name, wanted)
 
     gate = Gate(lease, doors.requests_per_second, doors.burst)
-    ask = None if settings.rerank is None else caller_of(settings.rerank).answer
-    return web_app(settings, {digest_of(key): "local"}, gate, Holder(settings, ask))
+    rerank = settings.rerank
+    model = None if rerank is None else online_model(rerank.engine, rerank.sampling)
+    return web_app(settings, {digest_of(key): "local"}, gate, Holder(settings, model))
 
 
 def _replica_on_loopback() -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 from raysys.errors import UserError
 from raysys.observe import get_logger
+from raysys.serving.limit import AdaptiveLimit
 from raysys.serving.published import served_run
-from raysys.serving.reranking import Ask, Reranker
+from raysys.serving.reranking import Reranker
 from raysys.serving.settings import ServeSettings
 from raysys.serving.shelf import Shelf
+from raysys.text.online import Online
 
 logger = get_logger(__name__)
 
@@ -37,22 +39,26 @@ class Holder:
 
     Args:
         settings: whose run, or folder of published models, is served.
-        ask: the language model; none: nothing is reranked.
+        model: the language model; none: nothing is reranked.
+
+    Attributes:
+        limit: how many lists the language model is asked for at once.
 
     Raises:
         UserError: there is no model that can be served.
     """
 
-    def __init__(self, settings: ServeSettings, ask: Ask | None = None) -> None:
-        self._settings, self._ask = settings, ask
+    def __init__(self, settings: ServeSettings, model: Online | None = None) -> None:
+        self._settings, self._model = settings, model
+        self.limit = AdaptiveLimit(settings.rerank_at_once)
         self._refused = ""
         self.served = self._load(*served_run(settings.run))
 
     def _load(self, version: str, run: Path) -> Served:
-        shelf, rerank = Shelf(run), self._settings.rerank
-        if rerank is None or self._ask is None:
+        shelf, rerank = Shelf(run, self._settings.index_above), self._settings.rerank
+        if rerank is None or self._model is None:
             return Served(version, shelf, None)
-        return Served(version, shelf, Reranker(rerank, shelf, run, self._ask))
+        return Served(version, shelf, Reranker(rerank, shelf, run, self._model, self.limit))
 
     def look(self) -> bool:
         """Swap in what was published since; whether there was something. Never raises.

@@ -111,6 +111,11 @@ class Figures:
         )
         self.cached = Counter("raysys_cached_lists", "Lists from memory.", registry=self.registry)
         self.swapped = Counter("raysys_model_swaps", "Models swapped in.", registry=self.registry)
+        self.rerank_limit = Gauge(
+            "raysys_rerank_limit",
+            "Lists that the language model is asked for at once.",
+            registry=self.registry,
+        )
         self.open = Gauge("raysys_open_requests", "Requests at work.", registry=self.registry)
 
 

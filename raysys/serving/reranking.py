@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from raysys.observe import get_logger
-from raysys.ranking.explain import Claim, checked
+from raysys.ranking.explain import Claim, ClaimStream, checked
 from raysys.ranking.fuse import fuse, order_of
 from raysys.ranking.rerank import Answer, MethodSettings, Question, method_of
+from raysys.serving.limit import AdaptiveLimit
 from raysys.serving.shelf import Found, Shelf
 from raysys.stages.rerank import CHOICE_FILE, RERANK, Choice, Told
 from raysys.store import read_json
@@ -25,14 +27,13 @@ from raysys.text.choices import CHOICE, ChoiceForm
 from raysys.text.context import Context, item_lines
 from raysys.text.engine import ERROR, KEY, MAX_TOKENS, MESSAGES, REPLY, SCHEMA
 from raysys.text.explain import CLAIMS, ClaimsForm, explain_prompt, template_of
+from raysys.text.online import Online, UnansweredError
 from raysys.text.prompts import Prompt
 from raysys.text.rerank import Pool, RerankSettings, question_prompt
 from raysys.text.structured import Fields, Form, Rejected
 from raysys.training.loop import mixed_seed
 
 logger = get_logger(__name__)
-#: A request for the language model → its reply, as rows of `raysys.text.engine`.
-Ask = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 #: Characters of a reply that are shown again when it has to be mended.
 _SHOWN_AGAIN = 2000
 
@@ -56,6 +57,23 @@ class Ordered:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class Reasons:
+    """Reasons for one item: some as soon as they are written, at last all that are kept.
+
+    Attributes:
+        row: the item.
+        claims: reasons; each cites keys of `evidence`.
+        evidence: what was given to the model.
+        source: `llm` or `template` once they are all there; none: more may come.
+    """
+
+    row: int
+    claims: list[Claim]
+    evidence: dict[str, str]
+    source: str | None
+
+
 class Reranker:
     """Reranks and explains for one shelf.
 
@@ -63,12 +81,21 @@ class Reranker:
         settings: how.
         shelf: the model.
         run: its run: user profiles and what was chosen on validation are read there.
-        ask: the language model.
+        model: the language model.
+        limit: lists that it is asked for at once; shared with the reranker before this one.
     """
 
-    def __init__(self, settings: RerankSettings, shelf: Shelf, run: Path, ask: Ask) -> None:
+    def __init__(
+        self,
+        settings: RerankSettings,
+        shelf: Shelf,
+        run: Path,
+        model: Online,
+        limit: AdaptiveLimit,
+    ) -> None:
         profiles = run / "user_profiles"
-        self._settings, self._shelf, self._ask = settings, shelf, ask
+        self._settings, self._shelf, self._model = settings, shelf, model
+        self._limit = limit
         self._prompts = settings.prompts()
         self._told = Told(settings, shelf.dataset, profiles if profiles.is_dir() else None)
         self._choice = Choice(settings.weight, settings.below)
@@ -94,6 +121,8 @@ class Reranker:
     ) -> Ordered:
         """The pool in its final order; never later than `seconds`, and never an error.
 
+        Where the model is asked for as many lists as it answers in time, it is not asked.
+
         Args:
             found: the pool in the retrieval's order.
             mode: `auto`, or a method.
@@ -101,16 +130,23 @@ class Reranker:
         method = self._settings.method
         if mode != "auto":
             method = method.model_copy(update={"name": mode})
+        place = self._limit.enter()
+        if place is None:
+            return Ordered(found, reason="the language model is busy")
+        in_time = True
         try:
             async with asyncio.timeout(seconds):
                 scores = await self._scores(user_id, history, found, method)
         except TimeoutError:
+            in_time = False
             return Ordered(found, reason="the language model took too long")
         except UnusableError as problem:
             return Ordered(found, reason=str(problem))
         except Exception as problem:
             logger.exception("reranking failed", exc_info=problem)
             return Ordered(found, reason=f"the language model failed ({type(problem).__name__})")
+        finally:
+            self._limit.leave(place, in_time=in_time)
         weight = self._choice.weight or self._settings.weight
         fused = fuse(scores, found.scores.astype(np.float64), weight)
         order = order_of(fused, self._settings.max_rank_shift)
@@ -147,37 +183,55 @@ class Reranker:
 
     async def explain(
         self, user_id: str | None, history: list[str], rows: list[int], seconds: float
-    ) -> AsyncIterator[tuple[int, list[Claim], dict[str, str], str]]:
-        """Reasons for items, each as soon as it is there: item row, claims, evidence, source.
+    ) -> AsyncGenerator[Reasons]:
+        """Reasons for items, each as soon as it is written, and all of an item when it is done.
 
         A claim that cites nothing given, or holds a link or markup, is dropped; where none is
         left, or it is too late, a template stands in.
         """
         context = self._context(user_id, history)
-        tasks = [asyncio.create_task(self._claims(context, row)) for row in rows]
+        late = asyncio.get_running_loop().time() + seconds
+        written: asyncio.Queue[Reasons] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._explained(context, row, late, written)) for row in rows]
         try:
-            late = asyncio.get_running_loop().time() + seconds
-            for row, task in zip(rows, tasks, strict=True):
-                left = max(0.0, late - asyncio.get_running_loop().time())
-                await asyncio.wait([task], timeout=left)
-                failed = task.exception() if task.done() else None
-                if failed is not None:
-                    logger.error("explaining failed", exc_info=failed)
-                kept = task.result() if task.done() and failed is None else []
-                evidence = {**context.lines, **item_lines(self._told.items[row])}
-                source = "llm" if kept else "template"
-                yield row, kept or [template_of(context)], evidence, source
+            left = len(rows)
+            while left:
+                reasons = await written.get()
+                left -= reasons.source is not None
+                yield reasons
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _claims(self, context: Context, row: int) -> list[Claim]:
+    async def _explained(
+        self, context: Context, row: int, late: float, written: asyncio.Queue[Reasons]
+    ) -> None:
+        """Put an item's reasons into the queue; the last entry has a source, whatever happens."""
         item, settings = self._told.items[row], self._settings
         evidence = {**context.lines, **item_lines(item)}
-        prompt = explain_prompt(self._prompts, context, item, settings.claims)
-        form = ClaimsForm(evidence, settings.claims, settings.claim_characters)
-        parsed = await self._written(prompt, form)
-        return [] if isinstance(parsed, Rejected) else checked(parsed[CLAIMS], evidence)[0]
+        kept: list[Claim] = []
+        try:
+            prompt = explain_prompt(self._prompts, context, item, settings.claims)
+            form = ClaimsForm(evidence, settings.claims, settings.claim_characters)
+            async with asyncio.timeout_at(late):
+                text, stream = "", ClaimStream()
+                async with aclosing(self._model.pieces(_request(prompt, form))) as pieces:
+                    async for piece in pieces:
+                        text += piece
+                        for claim in stream.feed(piece):
+                            good = checked([*kept, claim], evidence)[0][len(kept) :]
+                            if good and len(kept) < settings.claims:
+                                kept += good
+                                written.put_nowait(Reasons(row, good, evidence, None))
+                parsed = await self._mended(prompt, form, text)
+                if not isinstance(parsed, Rejected):
+                    kept = checked(parsed[CLAIMS], evidence)[0]
+        except (TimeoutError, UnansweredError) as problem:
+            logger.info("an explanation is not whole: %s", problem)
+        except Exception as problem:
+            logger.exception("explaining failed", exc_info=problem)
+        source = "llm" if kept else "template"
+        written.put_nowait(Reasons(row, kept or [template_of(context)], evidence, source))
 
     def _context(self, user_id: str | None, history: list[str]) -> Context:
         row = self._shelf.user_row(user_id)
@@ -187,21 +241,25 @@ class Reranker:
 
     async def _written(self, prompt: Prompt, form: Form) -> Fields | Rejected:
         """A reply in the form asked for; one that is not may be mended once."""
-        parsed, reply = await self._try(prompt, form)
-        if isinstance(parsed, Rejected) and reply:
-            again = self._prompts.repair(prompt, reply[:_SHOWN_AGAIN], parsed.detail)
-            parsed, _ = await self._try(again, form)
-        return parsed
-
-    async def _try(self, prompt: Prompt, form: Form) -> tuple[Fields | Rejected, str]:
-        row = {
-            KEY: "1",
-            MESSAGES: json.dumps(prompt.messages()),
-            MAX_TOKENS: form.max_tokens,
-            SCHEMA: form.schema(),
-        }
-        reply = await self._ask(row)
+        reply = await self._model.answer(_request(prompt, form))
         if reply[ERROR]:
-            return Rejected("engine_error", reply[ERROR]), ""
-        text: str = reply[REPLY]
-        return form.parse(text), text
+            return Rejected("engine_error", reply[ERROR])
+        return await self._mended(prompt, form, reply[REPLY])
+
+    async def _mended(self, prompt: Prompt, form: Form, text: str) -> Fields | Rejected:
+        """A reply as it is read, asked for once more where it is not in form."""
+        parsed = form.parse(text)
+        if not isinstance(parsed, Rejected) or not text:
+            return parsed
+        again = self._prompts.repair(prompt, text[:_SHOWN_AGAIN], parsed.detail)
+        reply = await self._model.answer(_request(again, form))
+        return parsed if reply[ERROR] else form.parse(reply[REPLY])
+
+
+def _request(prompt: Prompt, form: Form) -> dict[str, Any]:
+    return {
+        KEY: "1",
+        MESSAGES: json.dumps(prompt.messages()),
+        MAX_TOKENS: form.max_tokens,
+        SCHEMA: form.schema(),
+    }

@@ -34,8 +34,11 @@ class ServeSettings(Settings):
     doors: DoorSettings = DoorSettings()
     """Who may call, and how often."""
     rerank: RerankSettings | None = None
-    """How a language model reranks and explains, by an OpenAI-compatible endpoint
-    (`engine.kind = http`); none: it does not."""
+    """How a language model reranks and explains: an OpenAI-compatible endpoint
+    (`engine.kind = http`) or vLLM in replicas of its own (`vllm`); none: it does not."""
+    rerank_at_once: int = Field(default=64, ge=1)
+    """Lists that a replica has reranked at the same time, at most: fewer while the language model
+    comes late; what is beyond keeps the retrieval's order."""
     deadline_s: float = Field(default=2.0, gt=0, le=60)
     """Of a request that names none: what is not reranked by then keeps the retrieval's order."""
     cache_lists: int = Field(default=10_000, ge=0)
@@ -44,15 +47,18 @@ class ServeSettings(Settings):
     """Seconds that an answer is kept."""
     warm: bool = True
     """Fill the cache with the run's own lists at the start."""
+    index_above: int = Field(default=200_000, ge=0)
+    """Catalogues of more items are searched by an index (needs faiss) that finds 98 % of the best
+    hundred; filtered lists are always exact."""
     watch_s: float = Field(default=1.0, gt=0)
     """Seconds between looks for a newly published model."""
 
     @field_validator("rerank")
     @classmethod
     def _online(cls, value: RerankSettings | None) -> RerankSettings | None:
-        if value is not None and value.engine.kind != "http":
+        if value is not None and value.engine.kind == "transformers":
             raise ValueError(
-                f"engine.kind '{value.engine.kind}' writes in batches; a server asks an endpoint: "
-                "set engine.kind = http and engine.http.base_url"
+                "engine.kind 'transformers' writes in batches; for a server set "
+                "engine.kind = vllm, or http and engine.http.base_url"
             )
         return value

@@ -1,6 +1,6 @@
 """A trained model with what it recommends: everything an answer is made of, in memory.
 
-I items, U users. Exact retrieval over the whole catalogue.
+I items, U users. Exact retrieval over the whole catalogue, or out of an index of a large one.
 """
 
 from __future__ import annotations
@@ -17,13 +17,21 @@ from scipy.sparse import csr_matrix
 
 from raysys.data.dataset import Dataset
 from raysys.models.popularity import Popularity
-from raysys.models.saved import load_model
+from raysys.models.saved import Embeddings, Scorer, load_model
+from raysys.observe import get_logger
+from raysys.ranking.index import ItemIndex
 from raysys.ranking.retrieve import best_of
 from raysys.runs import RunDirectory
 from raysys.schema import SPLITS, TITLE, TRAIN
 from raysys.settings import nearest
 from raysys.stages.recommend import MODEL_FILE
 from raysys.store import read_json
+
+logger = get_logger(__name__)
+#: Items that an index is asked for beyond those that are needed, to make up for what it misses.
+_SPARE = 100
+#: Share of the exact best items that an index must find.
+_RECALL = 0.98
 
 #: How a list came about: the user's own model; the history alone; what most users have.
 Source = Literal["model", "history", "popularity"]
@@ -52,12 +60,14 @@ class Shelf:
 
     Args:
         run: the run directory; its stages `data`, `train` and `recommend` have finished.
+        index_above: catalogues of more items are searched by an index (faiss), if the model is one
+            of embeddings; none: never.
 
     Raises:
         UserError: a stage is missing or a file is broken.
     """
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, index_above: int | None = None) -> None:
         directory = RunDirectory(run)
         for stage in ("data", "train", "recommend"):
             directory.require(stage, "raysys run CONFIG")
@@ -76,6 +86,9 @@ class Shelf:
         self._liked = np.diff(train.indptr)
         self._popularity = Popularity(train)
         self._columns: dict[str, dict[str, list[int]]] = {}
+        self._index: ItemIndex | None = None
+        if index_above is not None and len(self.titles) > index_above:
+            self._index = _index_of(self._scorer)
 
     def rows(self, item_ids: Iterable[str]) -> np.ndarray:
         """Rows of items, unknown ones left out."""
@@ -103,23 +116,59 @@ class Shelf:
         """
         row = self._users.get(user_id or "")
         own = np.unique(self.rows(history))
-        source: Source = "popularity"
-        if row is not None and self.knows(user_id):
-            values, source = self._scorer.score_block(np.array([row])), "model"
-        elif len(own):
-            ones = np.ones(len(own), np.float32)
-            known = csr_matrix((ones, own, [0, len(own)]), (1, len(self.titles)))
-            values, source = self._scorer.score_histories(known), "history"
-        else:
-            values = self._popularity.score_block(np.zeros(1, np.int64))
-        row_scores = np.array(values[0], np.float32)
-        row_scores[own] = -np.inf
+        without = own
         if row is not None:
             start, stop = self._seen.indptr[row : row + 2]
-            row_scores[self._seen.indices[start:stop]] = -np.inf
+            without = np.union1d(own, self._seen.indices[start:stop])
+        known = None
+        if row is None or not self.knows(user_id):
+            ones = np.ones(len(own), np.float32)
+            known = csr_matrix((ones, own, [0, len(own)]), (1, len(self.titles)))
+            if not len(own):
+                values = self._popularity.score_block(np.zeros(1, np.int64))
+                return self._best(values, without, k, allowed, "popularity")
+        source: Source = "model" if known is None else "history"
+        if self._index is not None and allowed is None:
+            found = self._out_of_index(self._index, row, known, without, k)
+            if found is not None:
+                return Found(*found, source)
+        if known is not None:
+            values = self._scorer.score_histories(known)
+        else:
+            values = self._scorer.score_block(np.array([row]))
+        return self._best(values, without, k, allowed, source)
+
+    def _best(
+        self,
+        values: np.ndarray,
+        without: np.ndarray,
+        k: int,
+        allowed: np.ndarray | None,
+        source: Source,
+    ) -> Found:
+        scores = np.array(values[0], np.float32)
+        scores[without] = -np.inf
         if allowed is not None:
-            row_scores[~allowed] = -np.inf
-        return Found(*best_of(row_scores, k), source)
+            scores[~allowed] = -np.inf
+        return Found(*best_of(scores, k), source)
+
+    def _out_of_index(
+        self,
+        index: ItemIndex,
+        row: int | None,
+        known: csr_matrix | None,
+        without: np.ndarray,
+        k: int,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Items and exact scores; none where the index found too few."""
+        scorer = self._scorer
+        assert isinstance(scorer, Embeddings)
+        vector = scorer.users[row] if known is None else scorer.history_vectors(known)[0]
+        found = np.setdiff1d(index.nearest(vector, k + len(without) + _SPARE), without)
+        if len(found) < min(k, len(self.titles) - len(without)):
+            return None
+        places, scores = best_of(scorer.items[found] @ vector, k)
+        return found[places], scores
 
     def similar(self, item_id: str, k: int) -> Found:
         """The k items nearest to one, by cosine of the model's item vectors.
@@ -186,6 +235,20 @@ class Shelf:
                     found.setdefault(value, []).append(row)
             self._columns[column] = found
         return self._columns[column]
+
+
+def _index_of(scorer: Scorer) -> ItemIndex | None:
+    """An index of a model's items; none where it has no embeddings, or faiss is not installed."""
+    if not isinstance(scorer, Embeddings):
+        return None
+    try:
+        index = ItemIndex(scorer.items, scorer.users, _RECALL)
+    except ImportError:
+        logger.warning("every item is scored for each list: pip install 'raysys[faiss]'")
+        return None
+    text = "index: %d of %d lists are searched, recall %.3f"
+    logger.info(text, index.probes, index.lists, index.recall)
+    return index
 
 
 def _parts(cell: Any) -> set[str]:

@@ -6,8 +6,8 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +38,7 @@ from raysys.serving.messages import (
 )
 from raysys.serving.middleware import OPEN_PATHS, BodyLimit, Door, Figures, Measured
 from raysys.serving.problems import documented, problem, tell_problems
+from raysys.serving.reranking import Reasons
 from raysys.serving.settings import MAX_ID, ServeSettings
 from raysys.serving.shelf import Shelf, UnknownError
 from raysys.version import VERSION
@@ -54,6 +55,7 @@ def web_app(
         holder: the model.
     """
     figures = Figures()
+    figures.rerank_limit.set_function(lambda: holder.limit.limit)
     answers = Answers(settings, holder, figures)
     if settings.warm:
         answers.warm()
@@ -134,7 +136,11 @@ def web_app(
         responses={**documented(404, 501), **stream},
     )
     async def explain(asked: Explain) -> Response:
-        """Why items are recommended, as server-sent events: `claims` for each item, then `done`."""
+        """Why items are recommended, as server-sent events.
+
+        `claim`: a reason, as soon as it is written. `claims`: all that are kept of an item.
+        `done`: it is the end.
+        """
         served = holder.served
         rows = [int(row) for row in served.shelf.rows(asked.item_ids)]
         if len(rows) < len(asked.item_ids):
@@ -197,16 +203,21 @@ def _tell_of_keys(web: FastAPI) -> None:
     web.openapi = document  # type: ignore[method-assign]
 
 
-async def _events(shelf: Shelf, found: AsyncIterator[Any]) -> AsyncIterator[str]:
+async def _events(shelf: Shelf, found: AsyncGenerator[Reasons]) -> AsyncIterator[str]:
     """Reasons as server-sent events."""
-    async for row, claims, evidence, source in found:
-        reasons = [
-            {"text": claim.text, "because": [evidence[key] for key in claim.because]}
-            for claim in claims
-        ]
-        item_id = shelf.dataset.item_ids[row]
-        value = {"item_id": item_id, "source": source, "reasons": reasons}
-        yield f"event: claims\ndata: {json.dumps(value, ensure_ascii=False)}\n\n"
+    async with aclosing(found):
+        async for one in found:
+            reasons = [
+                {"text": claim.text, "because": [one.evidence[key] for key in claim.because]}
+                for claim in one.claims
+            ]
+            value: dict[str, Any] = {"item_id": shelf.dataset.item_ids[one.row]}
+            if one.source is None:
+                events = [("claim", value | reason) for reason in reasons]
+            else:
+                events = [("claims", value | {"source": one.source, "reasons": reasons})]
+            for name, data in events:
+                yield f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
     yield "event: done\ndata: {}\n\n"
 
 

@@ -47,6 +47,10 @@ _WHOLE_FILE = 1 << 30
 _ENDS = 1 << 20
 
 
+class UnansweredError(Exception):
+    """A reply that did not come, or broke off; says why."""
+
+
 class HttpSettings(Settings):
     """An OpenAI-compatible endpoint."""
 

@@ -7,7 +7,7 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from raysys.text.engine import (
     EngineSettings,
     SamplingSettings,
     Tokens,
+    UnansweredError,
     estimated_tokens,
 )
 
@@ -128,6 +129,33 @@ class Caller:
             except _Failed as problem:
                 return answer | {ERROR: str(problem)}
 
+    async def pieces(self, row: dict[str, Any]) -> AsyncGenerator[str]:
+        """The text of one reply as the endpoint writes it; one try. Closed early, it hangs up.
+
+        Raises:
+            UnansweredError: no answer, or one of another form.
+        """
+        import aiohttp
+
+        async with self._places:
+            await self._turn()
+            try:
+                async with self._post(self._body(row) | {"stream": True}) as answer:
+                    if answer.status != 200:
+                        raise UnansweredError(f"status {answer.status}")
+                    size = 0
+                    async for line in answer.content:
+                        size += len(line)
+                        if size > _LARGEST_ANSWER:
+                            raise UnansweredError("a reply without end")
+                        data = line.decode("utf-8", "replace").strip().removeprefix("data:").strip()
+                        if data == "[DONE]":
+                            return
+                        if data.startswith("{"):
+                            yield _piece(data)
+            except (TimeoutError, aiohttp.ClientError, ValueError) as error:
+                raise UnansweredError(f"{type(error).__name__}: {error}"[:300]) from None
+
     async def _ask(self, row: dict[str, Any]) -> dict[str, Any]:
         attempts = self._settings.http.attempts
         for attempt in range(attempts):
@@ -151,16 +179,8 @@ class Caller:
     async def _try(self, row: dict[str, Any]) -> dict[str, Any]:
         import aiohttp
 
-        http = self._settings.http
-        if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=http.timeout_s)
-            self._session = aiohttp.ClientSession(timeout=timeout)
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        url = f"{http.base_url.rstrip('/')}/chat/completions"
         try:
-            async with self._session.post(
-                url, json=self._body(row), headers=headers, allow_redirects=False
-            ) as answer:
+            async with self._post(self._body(row)) as answer:
                 content = await answer.content.read(_LARGEST_ANSWER)
                 status, wait = answer.status, answer.headers.get("Retry-After", "")
         except (TimeoutError, aiohttp.ClientError) as error:
@@ -171,6 +191,17 @@ class Caller:
             text = content[:200].decode("utf-8", "replace")
             raise _Failed(f"status {status}: {text}", again=again, pause_s=pause)
         return _reply(content)
+
+    def _post(self, body: dict[str, Any]) -> Any:
+        import aiohttp
+
+        http = self._settings.http
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=http.timeout_s)
+            self._session = aiohttp.ClientSession(timeout=timeout)
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        url = f"{http.base_url.rstrip('/')}/chat/completions"
+        return self._session.post(url, json=body, headers=headers, allow_redirects=False)
 
     def _body(self, row: dict[str, Any]) -> dict[str, Any]:
         sampling = self._sampling
@@ -190,6 +221,18 @@ class Caller:
         elif mode == "json_object":
             body["response_format"] = {"type": mode}
         return body
+
+
+def _piece(data: str) -> str:
+    """The text of one event of a stream; "" where it has none."""
+    try:
+        choices = json.loads(data)["choices"]
+        text = choices[0]["delta"].get("content") if choices else ""
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise UnansweredError(
+            f"not the stream of a chat endpoint ({type(error).__name__})"
+        ) from None
+    return text if isinstance(text, str) else ""
 
 
 def _reply(content: bytes) -> dict[str, Any]:

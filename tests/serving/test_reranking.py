@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from raysys.schema import RECOMMENDATION_SCHEMA
 from raysys.serving.doors import Allowances, Gate, digest_of
 from raysys.serving.holder import Holder
 from raysys.serving.messages import Answer
-from raysys.serving.reranking import Ask
 from raysys.serving.settings import ServeSettings
 from raysys.serving.web import web_app
 from raysys.settings import parse_settings
 from raysys.store import write_json, write_table
+from raysys.text.online import Online, UnansweredError
 
 RERANK = {
     "engine": {"kind": "http", "http": {"base_url": "http://127.0.0.1:1"}},
@@ -38,7 +39,21 @@ Reply = Callable[[dict[str, Any], str], str]
 ClientOf = Callable[..., TestClient]
 
 
-def asker(reply: Reply, error: str = "") -> Ask:
+class Asked:
+    """A language model by a function that answers; it writes three characters at a time."""
+
+    def __init__(self, answer: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+        self.answer = answer
+
+    async def pieces(self, row: dict[str, Any]) -> AsyncGenerator[str]:
+        reply = await self.answer(row)
+        if reply["error"]:
+            raise UnansweredError(reply["error"])
+        for start in range(0, len(reply["reply"]), 3):
+            yield reply["reply"][start : start + 3]
+
+
+def asker(reply: Reply, error: str = "") -> Asked:
     """A language model that answers by a function of the schema and the question."""
 
     async def ask(row: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +61,7 @@ def asker(reply: Reply, error: str = "") -> Ask:
         text = reply(json.loads(row["schema"]), question)
         return {"reply": text, "error": error, "prompt_tokens": 1, "generated_tokens": 1}
 
-    return ask
+    return Asked(ask)
 
 
 def last_first(schema: dict[str, Any], _: str) -> str:
@@ -63,7 +78,7 @@ def last_first(schema: dict[str, Any], _: str) -> str:
 def client_with(run: Path) -> Iterator[ClientOf]:
     opened = []
 
-    def make(ask: Ask, rerank: dict[str, Any] | None = None, **further: Any) -> TestClient:
+    def make(model: Online, rerank: dict[str, Any] | None = None, **further: Any) -> TestClient:
         values = {"run": run, "rerank": RERANK | (rerank or {})} | further
         settings = parse_settings(ServeSettings, values, source="test")
         shared = Allowances(1e6, 1_000_000)
@@ -72,7 +87,7 @@ def client_with(run: Path) -> Iterator[ClientOf]:
             return shared.lease(name, wanted)
 
         keys = {digest_of("secret"): "test"}
-        web = web_app(settings, keys, Gate(lease, 1e6, 1_000_000), Holder(settings, ask))
+        web = web_app(settings, keys, Gate(lease, 1e6, 1_000_000), Holder(settings, model))
         client = TestClient(web)
         client.headers.update(KEY)
         opened.append(client)
@@ -159,7 +174,7 @@ def test_an_endpoint_that_fails_leaves_the_order(client_with: ClientOf) -> None:
     async def broken(_: dict[str, Any]) -> dict[str, Any]:
         raise ConnectionError("gone")
 
-    answer = answer_of(client_with(broken))
+    answer = answer_of(client_with(Asked(broken)))
     assert (ids(answer), answer.degraded) == (["b", "c", "d"], True)
     assert "gone" not in (answer.reason or "")
 
@@ -175,7 +190,7 @@ def test_a_late_model_is_not_waited_for_and_hangs_up(client_with: ClientOf) -> N
             raise
         raise AssertionError("not reached")
 
-    client = client_with(slow)
+    client = client_with(Asked(slow))
     start = time.monotonic()
     answer = answer_of(client, deadline_ms=200)
     assert time.monotonic() - start < 2
@@ -237,9 +252,9 @@ def test_without_a_language_model_a_method_is_degraded(
     assert explained.status_code == 501
 
 
-def test_only_an_endpoint_is_asked_online(run: Path) -> None:
-    values = {"run": run, "rerank": {"engine": {"kind": "vllm"}}}
-    with pytest.raises(UserError, match=r"set engine\.kind = http"):
+def test_an_engine_for_batches_is_refused(run: Path) -> None:
+    values = {"run": run, "rerank": {"engine": {"kind": "transformers"}}}
+    with pytest.raises(UserError, match=r"set engine\.kind = vllm, or http"):
         parse_settings(ServeSettings, values, source="test")
 
 
@@ -260,14 +275,61 @@ def claims(text: str, because: str = "L1") -> Reply:
 def test_reasons_cite_what_was_given(client_with: ClientOf) -> None:
     # u2 likes A.
     events = events_of(client_with(asker(claims("A comedy, as you like them."))))
-    assert [name for name, _ in events] == ["claims", "claims", "done"]
-    assert [value["item_id"] for _, value in events[:2]] == ["d", "b"]
-    (reason,) = events[0][1]["reasons"]
-    assert reason == {
-        "text": "A comedy, as you like them.",
-        "because": ["title: A; genres: Comedy|Drama"],
-    }
-    assert events[0][1]["source"] == "llm"
+    told = {"text": "A comedy, as you like them.", "because": ["title: A; genres: Comedy|Drama"]}
+    for item_id in ("d", "b"):
+        # First as it is written, then all that are kept of the item.
+        assert [(name, value) for name, value in events if value.get("item_id") == item_id] == [
+            ("claim", {"item_id": item_id, **told}),
+            ("claims", {"item_id": item_id, "source": "llm", "reasons": [told]}),
+        ]
+    assert events[-1] == ("done", {})
+
+
+def test_a_reason_is_told_before_the_next_is_written(client_with: ClientOf) -> None:
+    class Slow(Asked):
+        async def pieces(self, row: dict[str, Any]) -> AsyncGenerator[str]:
+            yield '{"claims": [{"claim": "A comedy, as you like them.", "because": ["L1"]}, '
+            await asyncio.sleep(30)
+            raise AssertionError("not reached")
+
+    client = client_with(Slow(asker(last_first).answer))
+    events = events_of(client, item_ids=["b"], deadline_ms=300)
+    # The deadline comes before the reply's end: what was told stands.
+    assert [name for name, _ in events] == ["claim", "claims", "done"]
+    assert events[1][1]["source"] == "llm"
+    assert events[1][1]["reasons"] == [
+        {key: value for key, value in events[0][1].items() if key != "item_id"}
+    ]
+
+
+def test_a_caller_who_leaves_stops_the_work(client_with: ClientOf, run: Path) -> None:
+    closed = []
+
+    class Endless(Asked):
+        async def pieces(self, row: dict[str, Any]) -> AsyncGenerator[str]:
+            try:
+                while True:
+                    yield " "
+                    await asyncio.sleep(0.01)
+            finally:
+                closed.append(row["key"])
+
+    values = {"run": run, "rerank": RERANK}
+    settings = parse_settings(ServeSettings, values, source="test")
+    reranker = Holder(settings, Endless(asker(last_first).answer)).served.reranker
+    assert reranker is not None
+
+    async def leave() -> None:
+        found = reranker.explain("u2", [], [1, 3], 30.0)
+        waiting = asyncio.ensure_future(anext(found))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await asyncio.sleep(0.1)
+
+    asyncio.run(leave())
+    assert len(closed) == 2
 
 
 @pytest.mark.parametrize(
@@ -282,7 +344,11 @@ def test_reasons_cite_what_was_given(client_with: ClientOf) -> None:
 )
 def test_what_rests_on_nothing_is_replaced(client_with: ClientOf, reply: Reply) -> None:
     events = events_of(client_with(asker(reply)))
-    assert all(value["source"] == "template" for _, value in events[:2])
+    assert [(name, value.get("source")) for name, value in events] == [
+        ("claims", "template"),
+        ("claims", "template"),
+        ("done", None),
+    ]
     assert "https" not in json.dumps(events)
     assert "<b>" not in json.dumps(events)
 
@@ -293,7 +359,7 @@ def test_reasons_are_not_waited_for_beyond_the_deadline(client_with: ClientOf) -
         raise AssertionError("not reached")
 
     start = time.monotonic()
-    events = events_of(client_with(slow), deadline_ms=200)
+    events = events_of(client_with(Asked(slow)), deadline_ms=200)
     assert time.monotonic() - start < 3
     assert [value.get("source") for _, value in events] == ["template", "template", None]
 
@@ -303,3 +369,16 @@ def test_reasons_for_something_unknown(client_with: ClientOf) -> None:
     answer = client.post("/v1/explain", json={"user_id": "u2", "item_ids": ["b", "zz"]})
     assert (answer.status_code, answer.json()["detail"]) == (404, "no item 'zz'")
     assert client.post("/v1/explain", json={"user_id": "u2", "item_ids": []}).status_code == 422
+
+
+def test_a_busy_model_is_not_asked(client_with: ClientOf) -> None:
+    async def slow(row: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(0.3)
+        return await asker(last_first).answer(row)
+
+    client = client_with(Asked(slow), rerank_at_once=1, cache_lists=0)
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda _: answer_of(client), range(3)))
+    assert sorted(answer.reranked for answer in answers) == [False, False, True]
+    assert {answer.reason for answer in answers} == {None, "the language model is busy"}
+    assert "raysys_rerank_limit 1.0" in client.get("/metrics").text
