@@ -11,7 +11,7 @@ from typing import Any
 from raysys.errors import UserError
 from raysys.observe import get_logger
 from raysys.serving.limit import AdaptiveLimit
-from raysys.serving.published import served_run
+from raysys.serving.published import served_run, verified
 from raysys.serving.reranking import Reranker
 from raysys.serving.settings import ServeSettings
 from raysys.serving.shelf import Shelf
@@ -55,6 +55,8 @@ class Holder:
         self.served = self._load(*served_run(settings.run))
 
     def _load(self, version: str, run: Path) -> Served:
+        if version:
+            verified(run)
         shelf, rerank = Shelf(run, self._settings.index_above), self._settings.rerank
         if rerank is None or self._model is None:
             return Served(version, shelf, None)

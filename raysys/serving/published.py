@@ -63,8 +63,7 @@ def publish(run: Path, folder: Path, floors: Mapping[str, float] | None = None) 
         UserError: a file is not what its manifest says, a link, a broken model, a smoke request
             without an answer, or a metric below its floor. What is served stays as it is.
     """
-    stages = _stages(run)
-    marks = {stage: _checked(run / stage) for stage in stages}
+    marks = verified(run)
     _reach_floors(run, floors or {})
     _smoke(Shelf(run))
     version = fingerprint(marks)[:16]
@@ -73,10 +72,10 @@ def publish(run: Path, folder: Path, floors: Mapping[str, float] | None = None) 
         work = target.with_name(f".{version}.{os.getpid()}.work")
         shutil.rmtree(work, ignore_errors=True)
         try:
-            for stage in stages:
+            for stage in marks:
                 shutil.copytree(run / stage, work / stage)
             # What was copied is what was checked.
-            if {stage: _checked(work / stage) for stage in stages} != marks:
+            if {stage: _checked(work / stage) for stage in marks} != marks:
                 raise UserError(f"{run} changed while it was published: try again.")
             card = card_of(run)
             write_json(work / CARD_FILE, card)
@@ -88,6 +87,15 @@ def publish(run: Path, folder: Path, floors: Mapping[str, float] | None = None) 
     if before is not None and before.version == version:
         return before
     return _point(folder, Pointer(version=version, previous=before.version if before else None))
+
+
+def verified(run: Path) -> dict[str, str]:
+    """The hashes of the stages that an endpoint reads, once their files are what they should be.
+
+    Raises:
+        UserError: a file is not what its manifest says, or is no plain file.
+    """
+    return {stage: _checked(run / stage) for stage in _stages(run)}
 
 
 def inspect(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -152,8 +160,8 @@ def _checked(folder: Path) -> str:
         raise UserError(f"{folder} is not a finished stage.")
     there = set()
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            raise UserError(f"{path} is a link: publish a run of files.")
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is no plain file: publish a run of files.")
         if path.is_file() and path.relative_to(folder).as_posix() != MANIFEST:
             there.add(path.relative_to(folder).as_posix())
     if there != set(manifest.outputs):
