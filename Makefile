@@ -4,7 +4,7 @@ LLM ?= cpu
 STAMP := .venv/.installed-$(LLM)
 LOCKS := requirements/core.txt requirements/llm-$(LLM).txt requirements/dev.txt
 
-.PHONY: install quickstart test lint lock
+.PHONY: install quickstart test test-fast lint lock
 install: $(STAMP)
 
 # The lock files are complete, so nothing is resolved (--no-deps). torch comes first and with its
@@ -29,9 +29,15 @@ lint: $(STAMP)
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
+# Without Ray and the language model, two at a time: for between two edits.
+test-fast: $(STAMP)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -m "not ray and not engine"
+
+# Those that start Ray or the language model have the machine for themselves.
 test: $(STAMP) lint
 	.venv/bin/raysys assets fetch
-	.venv/bin/python -m pytest
+	$(MAKE) test-fast
+	.venv/bin/python -m pytest -m "ray or engine"
 
 # Writes requirements/ from what .venv holds, after a change of pyproject.toml.
 lock:

@@ -1,4 +1,4 @@
-"""Commands that bring files in: data import, assets, pull."""
+"""Commands that bring files in: init, data import, assets, pull."""
 
 from __future__ import annotations
 
@@ -18,7 +18,22 @@ def add_files(app: typer.Typer) -> None:
     """Add the commands to the table."""
     app.add_typer(data_app, name="data")
     app.add_typer(assets_app, name="assets")
+    app.command()(init)
     app.command()(pull)
+
+
+def init(
+    name: Annotated[str, typer.Argument(help="A config, such as own_data.")] = "own_data",
+    out: Annotated[Path, typer.Option(help="File or folder to write.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Copy a config that comes with raysys, to start from."""
+    from raysys.starters import copy_starter, starters
+
+    path = copy_starter(name, out)
+    others = ", ".join(other for other in starters() if other != path.stem)
+    lines = [f"written: {path}", f"next: raysys run {path}", f"others: {others}"]
+    print_result(as_json, {"path": str(path), "configs": list(starters())}, lines)
 
 
 @data_app.command("import")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "raysys"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "raysys"
 BANNED_CALLS = {
     "eval", "exec", "pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads",
     "torch.load", "joblib.load", "yaml.load", "marshal.loads", "os.system",
@@ -54,3 +56,13 @@ def test_importing_every_module_starts_no_ray():
 def test_files_stay_readable():
     long = {str(path): len(path.read_text().splitlines()) for path in FILES}
     assert {path: lines for path, lines in long.items() if lines > 500} == {}
+
+
+def test_the_architecture_is_drawn_from_the_code() -> None:
+    path = ROOT / "docs/draw_architecture.py"
+    spec = importlib.util.spec_from_file_location("draw_architecture", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page(), "run: python docs/draw_architecture.py"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Collection
 from importlib.resources import files
 from typing import Any
 
@@ -13,7 +14,7 @@ from raysys.comparison.table import METRICS, measure
 from raysys.comparison.work import Finished
 from raysys.store import replace_file, write_json
 
-RESULTS_FILE, PAGE_FILE = "compare.json", "compare.html"
+RESULTS_FILE, PAGE_FILE, TABLE_FILE = "compare.json", "compare.html", "compare.md"
 HEAD = (
     "row", "NDCG", "minus baseline", "Recall", "coverage", "diversity", "seconds", "GiB",
     "tokens/1000 users", "money/1000 users",
@@ -23,22 +24,32 @@ _ON_PAGE = ("Recall", "coverage", "diversity")
 
 
 def write_comparison(finished: Finished) -> dict[str, Any]:
-    """Measure the rows, write `compare.json` and `compare.html`; returns what is in the JSON."""
+    """Measure the rows, write them as JSON, page and table; returns what is in the JSON."""
     found = measure(finished)
     out = finished.settings.out.resolve()
     page = _page(finished, found)
     replace_file(out / PAGE_FILE, lambda path: path.write_text(page, encoding="utf-8"))
+    table = _markdown(found)
+    replace_file(out / TABLE_FILE, lambda path: path.write_text(table, encoding="utf-8"))
     # Last: it says that the rest is there.
     write_json(out / RESULTS_FILE, found)
     return found
 
 
-def shown(found: dict[str, Any]) -> list[list[str]]:
+def shown(found: dict[str, Any], without: Collection[str] = _ON_PAGE) -> list[list[str]]:
     """The table for a terminal: its head, then its rows; columns that say nothing are left out."""
     rows = [list(HEAD), *(_cells(name, row) for name, row in found["rows"].items())]
     filled = [any(cells[place] for cells in rows[1:]) for place in range(len(HEAD))]
-    kept = [place for place, name in enumerate(HEAD) if filled[place] and name not in _ON_PAGE]
+    kept = [place for place, name in enumerate(HEAD) if filled[place] and name not in without]
     return [[cells[place] for place in kept] for cells in rows]
+
+
+def _markdown(found: dict[str, Any]) -> str:
+    """The table for a README."""
+    head, *rows = shown(found, without=())
+    lines = [head, ["---"] * len(head), *rows]
+    about = f"{found['users']} users, @{found['k']}; 95 % intervals; baseline {found['baseline']}"
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", about, ""])
 
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
