@@ -6,16 +6,20 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI, HTTPException, Query, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as UrlPath
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from prometheus_client import generate_latest
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import request_response
 
 from raysys.serving.answers import Answers, in_time, items_of
 from raysys.serving.doors import Gate
@@ -42,6 +46,8 @@ from raysys.serving.reranking import Reasons
 from raysys.serving.settings import MAX_ID, ServeSettings
 from raysys.serving.shelf import Shelf, UnknownError
 from raysys.version import VERSION
+
+_Asked = TypeVar("_Asked", bound=BaseModel)
 
 
 def web_app(
@@ -179,12 +185,35 @@ def web_app(
     async def metrics() -> Response:
         return Response(generate_latest(figures.registry), media_type="text/plain; version=0.0.4")
 
+    _read_directly(web, "/v1/recommend", Recommend, recommend)
+    _read_directly(web, "/v1/recommend:batch", RecommendBatch, recommend_batch)
     _tell_of_keys(web)
     return web
 
 
 def _json(content: bytes) -> Response:
     return Response(content, media_type="application/json")
+
+
+def _read_directly(
+    web: FastAPI, path: str, model: type[_Asked], answer: Callable[[_Asked], Awaitable[Response]]
+) -> None:
+    """Read a route's body without FastAPI, which goes on documenting it.
+
+    What FastAPI does between body and function is a third of the time of a list from memory.
+    """
+
+    async def read(request: Request) -> Response:
+        try:
+            asked = model.model_validate_json(await request.body())
+        except ValidationError as error:
+            found = error.errors(include_url=False, include_context=False)
+            told = [{**one, "loc": ("body", *one["loc"])} for one in found]
+            raise RequestValidationError(told) from None
+        return await answer(asked)
+
+    (route,) = (one for one in web.routes if isinstance(one, APIRoute) and one.path == path)
+    route.app = request_response(read)
 
 
 def _tell_of_keys(web: FastAPI) -> None:
