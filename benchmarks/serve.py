@@ -163,7 +163,10 @@ def measured(run: Path, seconds: float, connections: int) -> dict[str, Any]:
     def load(port: int, **changes: Any) -> dict[str, float]:
         asked = {"connections": connections, "seconds": seconds} | changes
         url = f"http://127.0.0.1:{port}/v1/recommend"
-        return put_load(url, KEY, asked.pop("bodies", bodies), **asked).figures()
+        found = put_load(url, KEY, asked.pop("bodies", bodies), **asked)
+        if found.unanswered:
+            print(f"without an answer: {dict(found.unanswered)}", file=sys.stderr, flush=True)
+        return found.figures()
 
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.serve", "--uvicorn", str(run), str(port)]

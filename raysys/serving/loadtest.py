@@ -32,6 +32,7 @@ class Load:
         seconds: how long it took.
         started, took: (n,) seconds of each answered request since the start, and until its answer.
         statuses: status → requests; 0: no answer.
+        unanswered: why there was no answer → requests.
         without_retry_after: refusals (429, 503) that do not say when to come again.
     """
 
@@ -39,6 +40,7 @@ class Load:
     started: list[float] = field(default_factory=list)
     took: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
+    unanswered: Counter[str] = field(default_factory=Counter)
     without_retry_after: int = 0
 
     def figures(self) -> dict[str, float]:
@@ -131,8 +133,9 @@ async def _load(
             async with session.post(url, data=next(contents)) as answer:
                 await answer.read()
                 status, again = answer.status, "Retry-After" in answer.headers
-        except (TimeoutError, aiohttp.ClientError):
+        except (TimeoutError, aiohttp.ClientError) as error:
             status, again = 0, False
+            found.unanswered[f"{type(error).__name__}: {error}"[:120]] += 1
         found.statuses[status] += 1
         if status == 200:
             found.started.append(begun - start)
