@@ -13,6 +13,7 @@ from raysys.stages import (
     elmrec,
     embed,
     evaluate,
+    explain,
     graph_lm,
     profiles,
     recommend,
@@ -36,7 +37,7 @@ STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
     "report": report.run,
     "summaries": profiles.run_summaries,
     rerank.RERANK: rerank.run_rerank,
-    rerank.EXPLAIN: rerank.run_explain,
+    explain.EXPLAIN: explain.run_explain,
     yes_no.EXAMPLES: yes_no.run_examples,
     yes_no.MODEL: yes_no.run_model,
     yes_no.EVALUATION: yes_no.run_evaluation,
@@ -55,7 +56,7 @@ ELMREC = (elmrec.INPUTS, elmrec.MODEL, elmrec.EVALUATION)
 #: What `raysys train graph-lm` runs, less the steps that its settings leave out.
 GRAPH_LM = (graph_lm.INPUTS, *graph_lm.STEPS, graph_lm.EVALUATION, graph_lm.LISTS)
 #: Stages that are run when they are named, and not as part of a whole run.
-ON_DEMAND = ("summaries", rerank.RERANK, rerank.EXPLAIN, *YES_NO, *ELMREC, *GRAPH_LM)
+ON_DEMAND = ("summaries", rerank.RERANK, explain.EXPLAIN, *YES_NO, *ELMREC, *GRAPH_LM)
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,14 @@ def stages_to(settings: RunSettings, stage: str) -> tuple[str, ...]:
         own = ("data", "summaries")
     else:
         train.require_models(settings)
-        asks = stage in (rerank.RERANK, rerank.EXPLAIN)
+        asks = stage in (rerank.RERANK, explain.EXPLAIN)
         texts = train.text_stages(settings)
         if stage in train.TEXT_STAGES or (asks and settings.rerank.profile_characters):
             texts = ("embeddings",) if settings.embeddings.own else train.TEXT_STAGES
         own = tuple(_wanted(settings, _stages(texts)))
         if asks:
             trained = own.index("refit" if settings.train.refit else "train")
-            own = (*own[: trained + 1], rerank.RERANK, rerank.EXPLAIN)
+            own = (*own[: trained + 1], rerank.RERANK, explain.EXPLAIN)
     if stage not in own:
         raise UserError(f"this run has no stage '{stage}': {nearest(stage, own)}")
     return own[: own.index(stage) + 1]

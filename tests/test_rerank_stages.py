@@ -17,7 +17,7 @@ from raysys.errors import UserError
 from raysys.pipeline import run_stages
 from raysys.settings import parse_settings
 from raysys.shown import told
-from raysys.stages import rerank as stage
+from raysys.stages import explain, rerank
 from raysys.stages.context import RunSettings
 from raysys.store import read_json, read_table, write_table
 
@@ -63,7 +63,8 @@ def play(monkeypatch, run, answer, stages=("rerank",), **changes):
     def toy(name, settings, prompts, *_, **__):
         yield writer(script, prompts)
 
-    monkeypatch.setattr(stage, "writing", toy)
+    for stage in (rerank, explain):
+        monkeypatch.setattr(stage, "writing", toy)
     given = {"pool": 12, "k": 6, "domain": "products", "max_rank_shift": None}
     values = run | {"rerank": given | changes}
     settings = parse_settings(RunSettings, values, source="test")

@@ -21,7 +21,8 @@ from raysys.ranking.fuse import fuse, order_of
 from raysys.ranking.rerank import Answer, MethodSettings, Question, method_of
 from raysys.serving.limit import AdaptiveLimit
 from raysys.serving.shelf import Found, Shelf
-from raysys.stages.rerank import CHOICE_FILE, RERANK, Choice, Told
+from raysys.stages.rerank import CHOICE_FILE, RERANK, Choice
+from raysys.stages.told import Told
 from raysys.store import read_json
 from raysys.text.choices import CHOICE, ChoiceForm
 from raysys.text.context import Context, item_lines

@@ -1,10 +1,9 @@
-"""Stages `rerank` and `explain`: a language model reorders each user's pool, and says why."""
+"""Stage `rerank`: a language model reorders pools, where validation says that it helps."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import pyarrow as pa
 from scipy.sparse import csr_matrix
 
 from raysys.data.candidates import drawn_users
-from raysys.data.dataset import Dataset
 from raysys.evaluation.kept_lists import write_test_lists
 from raysys.evaluation.metrics import hit_matrix, paired_bootstrap, ranking_metrics
 from raysys.manifest import Manifest, StageReport
@@ -22,15 +20,10 @@ from raysys.models.saved import load_model
 from raysys.ranking.fuse import fuse, min_max, order_of
 from raysys.ranking.retrieve import NO_ITEM, retrieve
 from raysys.schema import (
-    CLAIMS,
-    DROPPED_CLAIMS,
-    EXPLANATION_SCHEMA,
-    EXPLANATIONS_FILE,
     ITEM_ID,
     RANK,
     RECOMMENDATIONS_FILE,
     RERANKED_SCHEMA,
-    SOURCE,
     SPLITS,
     TEST,
     TITLE,
@@ -40,21 +33,16 @@ from raysys.schema import (
 )
 from raysys.stages.context import RunContext
 from raysys.stages.profiles import text_config
+from raysys.stages.told import Told, profile_stages, told_of
 from raysys.stages.train import best_model
-from raysys.store import read_table, write_json, write_table
-from raysys.text.context import Context, context_of
-from raysys.text.evidence import shown_items
-from raysys.text.explain import explain
-from raysys.text.profiles import summaries_in_order
-from raysys.text.prompts import Shown
+from raysys.store import write_json, write_table
 from raysys.text.rerank import Pool, Reranked, RerankSettings, rerank
 from raysys.text.stage import writing
 from raysys.text.writing import Writer
 from raysys.training.loop import mixed_seed
 
-RERANK, EXPLAIN = "rerank", "explain"
+RERANK = "rerank"
 CHOICE_FILE, METRICS_FILE = "choice.json", "metrics.json"
-_USER_PROFILES = "user_profiles"
 _EXPLAIN_ONLY = {"explain_items", "claims", "claim_characters"}
 _WATCHED = "ndcg"
 
@@ -98,31 +86,15 @@ def run_rerank(context: RunContext) -> tuple[Manifest, bool]:
     return context.run.run_stage(
         RERANK,
         text_config(settings, _EXPLAIN_ONLY, settings.prompts().mark()),
-        ["data", "train", context.trained, *_profiles(context)],
+        ["data", "train", context.trained, *profile_stages(context)],
         lambda output: _rerank(context, output),
     )
-
-
-def run_explain(context: RunContext) -> tuple[Manifest, bool]:
-    """Explain the first items of the reranked lists into `RUN/explain`."""
-    settings = context.settings.rerank
-    return context.run.run_stage(
-        EXPLAIN,
-        text_config(settings, set(), settings.prompts().mark()),
-        ["data", RERANK, *_profiles(context)],
-        lambda output: _explain(context, output),
-    )
-
-
-def _profiles(context: RunContext) -> list[str]:
-    """The stage of user profiles, where this run has one."""
-    return [_USER_PROFILES] if context.run.path(_USER_PROFILES).is_dir() else []
 
 
 def _rerank(context: RunContext, output: Path) -> StageReport:
     settings, dataset = context.settings.rerank, context.dataset
     prompts = settings.prompts()
-    told = _told(context)
+    told = told_of(context)
     with writing(
         RERANK, settings, prompts, context.settings.cluster, context.resources, output
     ) as writer:
@@ -181,47 +153,6 @@ def _rerank(context: RunContext, output: Path) -> StageReport:
             **{f"degraded_{reason}": float(count) for reason, count in problems.items()},
         },
     )
-
-
-class Told:
-    """What the language model is told of users and items.
-
-    Args:
-        settings: how much.
-        dataset: whose train likes and texts.
-        profiles: folder of the users' profiles; none: there are none.
-    """
-
-    def __init__(self, settings: RerankSettings, dataset: Dataset, profiles: Path | None) -> None:
-        self.settings = settings
-        self.items: list[Shown] = list(
-            shown_items(
-                dataset.items,
-                settings.item_columns,
-                settings.item_characters,
-                "rerank.item_columns",
-            )
-        )
-        self.likes = dataset.histories(TRAIN)
-        found: list[str | None] = [None] * len(self.likes)
-        if profiles is not None and settings.profile_characters:
-            found = list(summaries_in_order(profiles, dataset.user_ids))
-        self._profiles = found
-
-    def of(self, user: int) -> Context:
-        """The context of a user row."""
-        return self.of_items(self.likes[user], self._profiles[user])
-
-    def of_items(self, items: np.ndarray, profile: str | None = None) -> Context:
-        """The context of someone who likes these item rows, oldest first."""
-        latest = items[max(0, len(items) - self.settings.liked_items) :]
-        liked = [self.items[item] for item in latest]
-        return context_of(profile, liked, self.settings.profile_characters)
-
-
-def _told(context: RunContext) -> Told:
-    folder = context.run.path(_USER_PROFILES) if _profiles(context) else None
-    return Told(context.settings.rerank, context.dataset, folder)
 
 
 def _ask(
@@ -374,67 +305,3 @@ def _table(context: RunContext, pools: Pools, told: Told, choice: Choice) -> tup
             )
     empty = int((places == NO_ITEM).all(axis=1).sum())
     return pa.Table.from_pylist(rows, schema=RERANKED_SCHEMA), empty
-
-
-def _explain(context: RunContext, output: Path) -> StageReport:
-    settings, dataset = context.settings.rerank, context.dataset
-    told, prompts = _told(context), settings.prompts()
-    lists = read_table(context.run.path(RERANK) / RECOMMENDATIONS_FILE, RERANKED_SCHEMA.names)
-    user_rows: Mapping[str, int] = {name: row for row, name in enumerate(dataset.user_ids)}
-    item_rows: Mapping[str, int] = {name: row for row, name in enumerate(dataset.item_ids)}
-    wanted = [row for row in lists.to_pylist() if row[RANK] <= settings.explain_items]
-    asked = {
-        str(place): (told.of(user_rows[row[USER_ID]]), told.items[item_rows[row[ITEM_ID]]])
-        for place, row in enumerate(wanted)
-    }
-    with writing(
-        EXPLAIN, settings, prompts, context.settings.cluster, context.resources, output
-    ) as writer:
-        found = explain(
-            writer,
-            prompts,
-            asked,
-            claims=settings.claims,
-            characters=settings.claim_characters,
-        )
-        counters = writer.asked
-    rows = []
-    dropped: Counter[str] = Counter()
-    for place, row in enumerate(wanted):
-        explained = found[str(place)]
-        dropped += explained.dropped
-        claims = [
-            {
-                "claim": claim.text,
-                "because": [
-                    {"key": key, "line": explained.evidence[key]}
-                    for key in claim.because
-                    if key in explained.evidence
-                ],
-            }
-            for claim in explained.claims
-        ]
-        rows.append(
-            {
-                USER_ID: row[USER_ID],
-                RANK: row[RANK],
-                ITEM_ID: row[ITEM_ID],
-                TITLE: row[TITLE],
-                CLAIMS: json.dumps(claims, ensure_ascii=False),
-                SOURCE: explained.source,
-                DROPPED_CLAIMS: sum(explained.dropped.values()),
-            }
-        )
-    table = pa.Table.from_pylist(rows, schema=EXPLANATION_SCHEMA)
-    write_table(output / EXPLANATIONS_FILE, table)
-    sources = Counter(table[SOURCE].to_pylist())
-    return StageReport(
-        counts={"in": len(wanted), "ok": len(rows), "dead_letter": 0, **sources},
-        figures={
-            "calls": float(counters.generated),
-            "prompt_tokens": float(counters.prompt_tokens),
-            "generated_tokens": float(counters.generated_tokens),
-            "seconds": round(counters.seconds, 1),
-            **{f"claims_{reason}": float(count) for reason, count in dropped.items()},
-        },
-    )
