@@ -87,8 +87,11 @@ def main() -> None:
         figures["report_minutes"] = so_far
         serving = minutes(lambda: first_answer(clone))
         figures["first_request_minutes"] = so_far + serving
+        failed = False
         if not arguments.skip_tests:
-            figures["test_minutes"] = minutes(lambda: make("test", clone))
+            start = time.monotonic()
+            failed = subprocess.run(["make", "test"], cwd=clone, stdout=2).returncode != 0
+            figures["test_minutes"] = (time.monotonic() - start) / 60
         stages = {name: round(seconds, 1) for name, seconds in stage_seconds(clone).items()}
     result = {
         "benchmark": "first_hour",
@@ -97,6 +100,8 @@ def main() -> None:
         "stage_seconds": stages,
     }
     print(json.dumps(result))
+    if failed:
+        raise SystemExit("make test failed")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from raysys.store import read_json, write_json
 
-FOLDER = Path("docs/results")
+FOLDER = Path("docs/results/reproduce")
 PAGE = Path("docs/results.md")
 RECALL, NDCG = "recall@20", "ndcg@20"
 #: RLMRec, Table 1: Recall@20 and NDCG@20 of its base rows.
