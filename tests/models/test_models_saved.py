@@ -114,9 +114,10 @@ def test_alignment_needs_profiles_that_fit() -> None:
     graph = bipartite_graph(toy_train())
     with pytest.raises(UserError, match="reads profile vectors and none"):
         build_model(toy_settings(), graph, None, seed=0)
-    other = bipartite_graph(csr_matrix((USERS, ITEMS + 1), dtype=np.float32))
-    with pytest.raises(UserError, match="do not fit a graph of 24 and 19"):
-        build_model(toy_settings(), other, toy_profiles(), seed=0)
+    for shape in ((USERS, ITEMS + 1), (USERS, ITEMS - 1), (USERS + 1, ITEMS), (USERS - 1, ITEMS)):
+        other = bipartite_graph(csr_matrix(shape, dtype=np.float32))
+        with pytest.raises(UserError, match=f"do not fit a graph of {shape[0]} and {shape[1]}"):
+            build_model(toy_settings(), other, toy_profiles(), seed=0)
 
 
 def test_width_of_embeddings() -> None:
