@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
 from raysys.schema import ITEM_ID, RANK, RECOMMENDATIONS_FILE, SCORE, USER_ID
 from raysys.serving.holder import Holder, ListCache, Served
-from raysys.serving.messages import Answer, Asking, Filters, Item, Recommend
+from raysys.serving.messages import Answer, Asking, Filters, Item, Reason, Recommend
 from raysys.serving.middleware import Figures
 from raysys.serving.published import served_run
-from raysys.serving.reranking import Ordered, Reranker
+from raysys.serving.reranking import Ordered, Reasons, Reranker
 from raysys.serving.settings import ServeSettings
 from raysys.serving.shelf import Found, Shelf
 from raysys.store import read_table
@@ -57,6 +58,9 @@ class Answers:
                 asked.user_id, asked.history, ordered.found, asked.rerank, late
             )
         answer = _answer(served, asked, ordered)
+        if asked.explain and served.reranker is not None:
+            left = start + self.seconds(asked) - time.monotonic()
+            await _explain(served.shelf, served.reranker, asked, answer.items, left)
         self._figures.sources.labels(answer.source).inc()
         self._figures.orders.labels(_named(answer)).inc()
         found: bytes = answer.model_dump_json().encode()
@@ -124,6 +128,7 @@ def items_of(shelf: Shelf, found: Found, ranks: Sequence[int | None]) -> list[It
             title=shelf.titles[row],
             score=float(score),
             graph_rank=rank,
+            reasons=None,
         )
         for row, score, rank in zip(found.items.tolist(), found.scores.tolist(), ranks, strict=True)
     ]
@@ -143,8 +148,30 @@ def _retrieved(served: Served, asked: Recommend, asking: Reranker | None) -> Ord
     allowed = None if filters is None else shelf.allowed(filters.exclude, filters.where)
     k = asked.k if asking is None else max(asked.k, asking.pool)
     found = shelf.recommend(asked.user_id, asked.history, k, allowed)
-    unmet = asking is None and asked.rerank not in ("off", "auto")
+    wants = asked.rerank not in ("off", "auto") or asked.explain
+    unmet = wants and served.reranker is None
     return Ordered(found, reason="no language model is configured" if unmet else None)
+
+
+async def _explain(
+    shelf: Shelf, reranker: Reranker, asked: Recommend, items: list[Item], seconds: float
+) -> None:
+    """Put reasons to the first items; those that come too late are a template's."""
+    first = items[: reranker.explained]
+    rows = shelf.rows(item.item_id for item in first).tolist()
+    by_row = dict(zip(rows, first, strict=True))
+    async with aclosing(reranker.explain(asked.user_id, asked.history, rows, seconds)) as found:
+        async for one in found:
+            if one.source is not None:
+                by_row[one.row].reasons = reasons_of(one)
+
+
+def reasons_of(found: Reasons) -> list[Reason]:
+    """Reasons with what they rest on, as they are told."""
+    return [
+        Reason(text=claim.text, because=[found.evidence[key] for key in claim.because])
+        for claim in found.claims
+    ]
 
 
 def _answer(served: Served, asked: Recommend, ordered: Ordered) -> Answer:
@@ -176,4 +203,4 @@ def _cache_key(served: Served, asked: Recommend) -> tuple[Any, ...]:
     where, excluded = tuple(sorted(filters.where.items())), tuple(sorted(set(filters.exclude)))
     same = served.reranker is None and asked.rerank == "auto"
     mode = "off" if same else asked.rerank
-    return (id(served), asked.user_id, history, asked.k, where, excluded, mode)
+    return (id(served), asked.user_id, history, asked.k, where, excluded, mode, asked.explain)

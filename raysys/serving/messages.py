@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    Strict,
     StringConstraints,
 )
 
@@ -71,6 +72,8 @@ class Recommend(Asking):
     """`auto`: where it helped on validation. A method: always, and in this way."""
     filters: Filters | None = None
     """What may be answered; none: everything that is new to them."""
+    explain: Annotated[bool, Strict()] = False
+    """Whether the first items carry reasons, as many as `rerank.explain_items` says."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -110,6 +113,13 @@ class RecommendBatch(Request):
     """The questions."""
 
 
+class Reason(BaseModel):
+    """Why an item is recommended, and what was known that says so."""
+
+    text: str
+    because: list[str]
+
+
 class Item(BaseModel):
     """One item of a list."""
 
@@ -118,6 +128,8 @@ class Item(BaseModel):
     score: float
     graph_rank: int | None = None
     """Its place before it was reranked, from 1."""
+    reasons: list[Reason] | None = None
+    """Where they were asked for."""
 
 
 class Answer(BaseModel):

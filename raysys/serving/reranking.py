@@ -109,6 +109,11 @@ class Reranker:
         """Candidates that are reranked."""
         return self._settings.pool
 
+    @property
+    def explained(self) -> int:
+        """First items of a list that get reasons with it."""
+        return self._settings.explain_items
+
     def wants(self, user_id: str | None, history: list[str], mode: str) -> bool:
         """Whether a list is to be reranked: with `auto` where that helped on validation."""
         if mode != "auto":

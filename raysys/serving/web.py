@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import request_response
 
-from raysys.serving.answers import Answers, in_time, items_of
+from raysys.serving.answers import Answers, in_time, items_of, reasons_of
 from raysys.serving.doors import Gate
 from raysys.serving.holder import Holder
 from raysys.serving.messages import (
@@ -236,10 +236,7 @@ async def _events(shelf: Shelf, found: AsyncGenerator[Reasons]) -> AsyncIterator
     """Reasons as server-sent events."""
     async with aclosing(found):
         async for one in found:
-            reasons = [
-                {"text": claim.text, "because": [one.evidence[key] for key in claim.because]}
-                for claim in one.claims
-            ]
+            reasons = [reason.model_dump() for reason in reasons_of(one)]
             value: dict[str, Any] = {"item_id": shelf.dataset.item_ids[one.row]}
             if one.source is None:
                 events = [("claim", value | reason) for reason in reasons]

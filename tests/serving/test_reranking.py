@@ -248,6 +248,7 @@ def test_without_a_language_model_a_method_is_degraded(
     assert (answer.degraded, answer.reason) == (True, "no language model is configured")
     assert not answer_of(client).degraded
     assert answer_of(client, rerank="prompt").degraded  # the list that is kept is not this one
+    assert answer_of(client, explain=True).reason == "no language model is configured"
     explained = client.post("/v1/explain", json={"user_id": "u2", "item_ids": ["b"]})
     assert explained.status_code == 501
 
@@ -283,6 +284,28 @@ def test_reasons_cite_what_was_given(client_with: ClientOf) -> None:
             ("claims", {"item_id": item_id, "source": "llm", "reasons": [told]}),
         ]
     assert events[-1] == ("done", {})
+
+
+def test_a_list_carries_reasons_where_they_are_asked_for(client_with: ClientOf) -> None:
+    def both(schema: dict[str, Any], question: str) -> str:
+        if "claims" in schema["properties"]:
+            return claims("A comedy, as you like them.")(schema, question)
+        return last_first(schema, question)
+
+    client = client_with(asker(both), {"explain_items": 2})
+    answer = answer_of(client, explain=True)
+    assert (ids(answer), answer.reranked) == (["d", "c", "b"], True)
+    told = [item.reasons and [reason.text for reason in item.reasons] for item in answer.items]
+    assert told[0] == ["A comedy, as you like them."]
+    assert told[1] is not None
+    assert told[2] is None
+    assert answer.items[0].reasons is not None
+    assert answer.items[0].reasons[0].because == ["title: A; genres: Comedy|Drama"]
+    assert answer_of(client).items[0].reasons is None  # not the list that was kept with reasons
+    assert answer_of(client, explain=True) == answer
+    plain = answer_of(client, explain=True, rerank="off")
+    assert (plain.reranked, ids(plain)) == (False, ["b", "c", "d"])
+    assert plain.items[0].reasons is not None
 
 
 def test_a_reason_is_told_before_the_next_is_written(client_with: ClientOf) -> None:
