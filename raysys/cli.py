@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
@@ -23,6 +23,10 @@ from raysys.observe import configure_logging
 from raysys.shown import Json, print_result
 from raysys.version import VERSION
 
+if TYPE_CHECKING:
+    from raysys.settings import Settings
+
+_Around = TypeVar("_Around", bound="Settings")
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -302,6 +306,18 @@ def finetune_yes_no(config: Config, overrides: Overrides = None, as_json: Json =
     _run_stages(config, overrides, (*before, *YES_NO), None, None, as_json)
 
 
+def _around_a_run(
+    model: type[_Around], config: Path, overrides: list[str] | None, run_keys: list[str] | None
+) -> _Around:
+    """Settings of something that changes a run's config, with `--set` after its own changes."""
+    from raysys.settings import load_settings
+
+    settings: Any = load_settings(model, config, overrides or [])
+    changed = (*settings.overrides, *(run_keys or []))
+    found: _Around = settings.model_copy(update={"overrides": changed})
+    return found
+
+
 @app.command()
 def tune(
     config: Annotated[Path, typer.Argument(help="A sweep's .toml or .yaml file: see tune/.")],
@@ -315,14 +331,11 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Try settings of a run on Ray Tune; finished trials and stages are not done again."""
-    from raysys.settings import load_settings
     from raysys.tuning.outcome import BEST_FILE, PAGE_FILE, shown, write_outcome
     from raysys.tuning.settings import TuneSettings
     from raysys.tuning.sweep import run_sweep
 
-    settings = load_settings(TuneSettings, config, overrides or [])
-    changed = (*settings.overrides, *(run_keys or []))
-    settings = settings.model_copy(update={"overrides": changed})
+    settings = _around_a_run(TuneSettings, config, overrides, run_keys)
     sweep = run_sweep(settings, resume=resume)
     results = write_outcome(sweep)
     keys, out = list(settings.space), settings.out.resolve()
@@ -344,11 +357,8 @@ def compare(
     from raysys.comparison.page import PAGE_FILE, shown, write_comparison
     from raysys.comparison.settings import CompareSettings
     from raysys.comparison.work import run_rows
-    from raysys.settings import load_settings
 
-    settings = load_settings(CompareSettings, config, overrides or [])
-    changed = (*settings.overrides, *(run_keys or []))
-    settings = settings.model_copy(update={"overrides": changed})
+    settings = _around_a_run(CompareSettings, config, overrides, run_keys)
     found, out = write_comparison(run_rows(settings)), settings.out.resolve()
     head, *rows = shown(found)
     table = Table(*head, caption=f"{found['users']} users, @{found['k']}\n{out / PAGE_FILE}")

@@ -23,7 +23,7 @@ from raysys.cli import main
 from raysys.errors import UserError
 from raysys.serving.app import local_app
 from raysys.serving.settings import ServeSettings
-from raysys.store import read_table, write_table
+from raysys.store import read_table, write_json, write_table
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -220,6 +220,10 @@ def test_a_published_model_has_a_card_and_is_inspected(
     page = (folder / "MODEL_CARD.md").read_text()
     assert page.startswith(f"# {card['model']['name']}\n")
     assert card["stages"]["train"]["hash"] in page
+    # A card of another model is not shown for this one.
+    write_json(folder / "card.json", {**card, "stages": {"train": {"hash": "0" * 64}}})
+    assert main(["inspect", str(folder)]) == 2
+    assert "card of another model" in capsys.readouterr().err
     # A card says what is there: a file that was changed since is named.
     table = folder / "recommend" / "recommendations.parquet"
     table.write_bytes(table.read_bytes() + b"0")

@@ -19,7 +19,7 @@ def card_of(run: Path) -> dict[str, Any]:
     """The card of a finished run, or of a published version of one, as JSON values.
 
     Raises:
-        UserError: no stage has finished there.
+        UserError: no stage has finished there, or the card is of other stages.
     """
     found = {path.name: read_manifest(path) for path in sorted(run.iterdir()) if path.is_dir()}
     stages = {name: one for name, one in found.items() if one is not None}
@@ -28,6 +28,7 @@ def card_of(run: Path) -> dict[str, Any]:
     if (run / CARD_FILE).is_file():
         # Figures were measured by a stage that is not published with the model.
         card: dict[str, Any] = read_json(run / CARD_FILE)
+        _of_these(card, stages, run / CARD_FILE)
         return card
     return {
         "model": _model(run, stages),
@@ -44,6 +45,15 @@ def card_of(run: Path) -> dict[str, Any]:
         },
         "versions": next(iter(stages.values())).versions,
     }
+
+
+def _of_these(card: Any, stages: dict[str, Manifest], path: Path) -> None:
+    """Refuse a card that was written for other files: its figures would be another model's."""
+    told = card.get("stages") if isinstance(card, dict) else None
+    for name, one in stages.items():
+        entry = told.get(name) if isinstance(told, dict) else None
+        if not isinstance(entry, dict) or entry.get("hash") != one.output_hash():
+            raise UserError(f"{path} is the card of another model: '{name}' has another hash.")
 
 
 def _model(run: Path, stages: dict[str, Manifest]) -> dict[str, Any]:
