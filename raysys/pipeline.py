@@ -21,6 +21,7 @@ from raysys.stages import (
     rerank,
     train,
     yes_no,
+    yes_no_lists,
 )
 from raysys.stages.context import RunContext, RunSettings, Share
 
@@ -41,6 +42,7 @@ STAGES: dict[str, Callable[[RunContext], tuple[Manifest, bool]]] = {
     yes_no.EXAMPLES: yes_no.run_examples,
     yes_no.MODEL: yes_no.run_model,
     yes_no.EVALUATION: yes_no.run_evaluation,
+    yes_no_lists.LISTS: yes_no_lists.run_lists,
     elmrec.INPUTS: elmrec.run_inputs,
     elmrec.MODEL: elmrec.run_model,
     elmrec.EVALUATION: elmrec.run_evaluation,
@@ -56,7 +58,10 @@ ELMREC = (elmrec.INPUTS, elmrec.MODEL, elmrec.EVALUATION)
 #: What `raysys train graph-lm` runs, less the steps that its settings leave out.
 GRAPH_LM = (graph_lm.INPUTS, *graph_lm.STEPS, graph_lm.EVALUATION, graph_lm.LISTS)
 #: Stages that are run when they are named, and not as part of a whole run.
-ON_DEMAND = ("summaries", rerank.RERANK, explain.EXPLAIN, *YES_NO, *ELMREC, *GRAPH_LM)
+ON_DEMAND = (
+    *("summaries", rerank.RERANK, explain.EXPLAIN),
+    *(*YES_NO, yes_no_lists.LISTS, *ELMREC, *GRAPH_LM),
+)
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,12 @@ def stages_to(settings: RunSettings, stage: str) -> tuple[str, ...]:
         if stage in train.TEXT_STAGES or (asks and settings.rerank.profile_characters):
             texts = ("embeddings",) if settings.embeddings.own else train.TEXT_STAGES
         own = tuple(_wanted(settings, _stages(texts)))
+        trained = own[: own.index("refit" if settings.train.refit else "train") + 1]
         if asks:
-            trained = own.index("refit" if settings.train.refit else "train")
-            own = (*own[: trained + 1], rerank.RERANK, explain.EXPLAIN)
+            own = (*trained, rerank.RERANK, explain.EXPLAIN)
+        elif stage == yes_no_lists.LISTS:
+            summaries = ("summaries",) if settings.yes_no.summaries else ()
+            own = (*trained, *summaries, yes_no.EXAMPLES, yes_no.MODEL, stage)
     if stage not in own:
         raise UserError(f"this run has no stage '{stage}': {nearest(stage, own)}")
     return own[: own.index(stage) + 1]

@@ -12,7 +12,7 @@ from raysys.errors import UserError
 from raysys.models.elmrec import SEQUENTIAL
 from raysys.pipeline import STAGES, stages_to
 from raysys.settings import nearest, override_values, parse_settings, set_key
-from raysys.stages import elmrec, graph_lm, rerank
+from raysys.stages import elmrec, graph_lm, rerank, yes_no_lists
 from raysys.stages.context import RunSettings
 
 ROWS = "rows"
@@ -84,7 +84,7 @@ def _row(
         if method.kind == kind:
             ks = getattr(run, kind).ks
             set_key(config, f"{kind}.ks", sorted({*ks, settings.k}))
-    if method.kind in ("model", "rerank"):
+    if method.kind in ("model", "rerank", "yes_no"):
         model = method.model or name
         if model not in run.models:
             raise UserError(
@@ -95,6 +95,8 @@ def _row(
     if method.kind == "rerank":
         set_key(config, "rerank.model", model)
         set_key(config, "rerank.k", settings.k)
+    elif method.kind == "yes_no":
+        set_key(config, "yes_no.retriever", model)
     override_values(config, method.overrides)
     found = parse_settings(RunSettings, config, source=f"methods.{name}")
     if method.kind == "elmrec":
@@ -109,11 +111,16 @@ def _row(
         lists, stages = rerank.RERANK, stages_to(found, rerank.RERANK)
         if found.rerank.test_users == 0:
             raise UserError(f"methods.{name}: rerank.test_users = 0 measures nobody.")
+    elif method.kind == "yes_no":
+        lists, stages = yes_no_lists.YES_NO, stages_to(found, yes_no_lists.LISTS)
+        if found.yes_no.pool < settings.k:
+            raise UserError(f"methods.{name}: yes_no.pool is less than k = {settings.k}.")
     else:
         trained = "refit" if found.train.refit else "train"
         lists, stages = model, (*stages_to(found, trained), "evaluate")
     leaks = method.kind == "elmrec" and found.elmrec.leaks
-    return Row(name, found, stages, lists, method.kind == "rerank", leaks)
+    engine = method.kind in ("rerank", "yes_no")
+    return Row(name, found, stages, lists, engine, leaks)
 
 
 def _with_parts(run: RunSettings, model: str) -> list[str]:

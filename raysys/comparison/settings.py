@@ -17,17 +17,19 @@ POPULARITY = "popularity"
 class Method(Settings):
     """One row of the table: the run's config with some keys changed, up to one kind of lists."""
 
-    kind: Literal["model", "elmrec", "graph_lm", "rerank"] = "model"
-    """`model`: one of the run's [models]. `rerank`: one of them, and then the language model."""
+    kind: Literal["model", "elmrec", "graph_lm", "rerank", "yes_no"] = "model"
+    """`model`: one of the run's [models]. `rerank`: one of them, and then the language model;
+    `yes_no`: and then the fine-tuned one that says yes or no."""
     model: str | None = None
-    """Which of [models]; none: the one with the row's name. For `rerank` it must be said."""
+    """Which of [models]; none: the one with the row's name. For `rerank` and `yes_no` it must be
+    said."""
     overrides: tuple[str, ...] = ()
     """`key=value` words that this row changes in the run's config."""
 
     @model_validator(mode="after")
     def _has_its_model(self) -> Self:
-        if self.kind == "rerank" and self.model is None:
-            raise ValueError("`rerank` wants `model`: which of [models] it reranks")
+        if self.kind in ("rerank", "yes_no") and self.model is None:
+            raise ValueError(f"`{self.kind}` wants `model`: which of [models] it reranks")
         if self.kind in ("elmrec", "graph_lm") and self.model is not None:
             raise ValueError(f"`{self.kind}` is a model of its own: leave `model` out")
         return self

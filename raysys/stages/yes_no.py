@@ -55,7 +55,7 @@ def run_examples(context: RunContext) -> tuple[Manifest, bool]:
     settings, summaries = context.settings.yes_no, context.settings.summaries
     if settings.summaries:
         _refuse_leak(context)
-    unused = dict.fromkeys(("finetune", "sasrec", "ks"), True)
+    unused = dict.fromkeys(("finetune", "sasrec", "ks", *settings.of_lists()), True)
     folder = context.run.path("summaries") if settings.summaries else None
     if settings.summaries and summaries.users is not None and settings.users is None:
         logger.warning("summaries.users is set and yes_no.users is not: most users have none")

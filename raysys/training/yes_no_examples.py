@@ -96,6 +96,21 @@ class YesNoSettings(Settings):
     sasrec: SASRecSettings = SASRecSettings()
     """The sequential baseline."""
 
+    retriever: str = "best"
+    """For lists out of the whole catalogue: the trained model whose best items are reordered; see
+    `recommend.model`."""
+    pool: int = Field(default=20, ge=2, le=200)
+    """Items of it that are reordered."""
+    weight: float = Field(default=0.8, ge=0, le=1)
+    """Of the answers in the final order; the retriever's scores have the rest."""
+    list_users: int | None = Field(default=200, ge=1)
+    """Test users, drawn by `seed`, whose lists are made; none: all."""
+
+    @staticmethod
+    def of_lists() -> set[str]:
+        """Settings that lists depend on, and nothing before them."""
+        return {"retriever", "pool", "weight", "list_users"}
+
     def prompts(self) -> Prompts:
         """The one prompt."""
         return load_prompts("yes_no", self.domain, words=0)
@@ -151,13 +166,7 @@ def build_examples(
         if not chosen:
             raise UserError(f"no user has a {_ENGLISH[split]} question: import more interactions.")
         rows += [_row(settings, dataset, told, split, question) for question in chosen]
-    shown = [
-        as_line(item)[: settings.item_characters] or "title: unknown"
-        for item in shown_items(
-            dataset.items, settings.item_columns, settings.item_characters, "yes_no.item_columns"
-        )
-    ]
-    texts = ray.put(shown)
+    texts = ray.put(item_texts(settings, dataset))
     table = pa.Table.from_pylist([{_NUMBER: place, **row} for place, row in enumerate(rows)])
     blocks = [table.slice(start, _BLOCK) for start in range(0, len(table), _BLOCK)]
     tokens = ray.data.from_arrow(blocks).map_batches(
@@ -185,6 +194,14 @@ def build_examples(
             "prefix_tokens_max": float(max(lengths)),
         },
     )
+
+
+def item_texts(settings: YesNoSettings, dataset: Dataset) -> list[str]:
+    """What is shown of each item, by row."""
+    shown = shown_items(
+        dataset.items, settings.item_columns, settings.item_characters, "yes_no.item_columns"
+    )
+    return [as_line(item)[: settings.item_characters] or "title: unknown" for item in shown]
 
 
 def read_questions(path: Path, split: str) -> tuple[list[Question], pa.Table]:

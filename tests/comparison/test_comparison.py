@@ -251,6 +251,22 @@ def test_a_row_that_leaks_is_marked(tmp_path: Path) -> None:
     assert shown({"rows": {"peeks": row}})[1][0] == "peeks (LEAKY)"
 
 
+def test_the_yes_no_recommender_reorders_a_model(tmp_path: Path) -> None:
+    methods = {"answers": {"kind": "yes_no", "model": "ease"}}
+    settings = settings_of(tmp_path, methods=methods)
+    (row,) = rows_of(settings, read_values(settings.run))
+    assert (row.run.yes_no.retriever, list(row.run.models)) == ("ease", ["ease"])
+    assert row.stages[-3:] == ("yes_no_examples", "yes_no_model", "yes_no_lists")
+    assert {"data", "train", "summaries"} <= set(row.stages)
+    assert (row.lists, row.engine) == ("yes_no", True)
+    with pytest.raises(UserError, match="wants `model`"):
+        settings_of(tmp_path, methods={"answers": {"kind": "yes_no"}})
+    few = {"answers": {**methods["answers"], "overrides": ["yes_no.pool=4"]}}
+    settings = settings_of(tmp_path, methods=few)
+    with pytest.raises(UserError, match=r"yes_no\.pool is less than k = 5"):
+        rows_of(settings, read_values(settings.run))
+
+
 def test_without_methods_a_config_has_a_row_for_each_of_its_models(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     rows = {row.name: row for row in rows_of(settings, read_values(settings.run))}

@@ -16,13 +16,17 @@ from transformers import AutoModelForCausalLM
 from raysys.cli import main
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
-from raysys.models.yes_no import AnswerTokens, YesNoScorer
-from raysys.pipeline import YES_NO, run_stages
-from raysys.schema import PROFILE_SCHEMA, PROFILES_FILE
+from raysys.evaluation.kept_lists import read_test_lists
+from raysys.models.saved import load_model
+from raysys.models.yes_no import AnswerTokens, Question, YesNoScorer
+from raysys.pipeline import YES_NO, run_stages, stages_to
+from raysys.schema import PROFILE_SCHEMA, PROFILES_FILE, TRAIN, VALID
 from raysys.settings import parse_settings
 from raysys.stages.context import RunSettings
+from raysys.stages.yes_no_lists import LISTS
 from raysys.store import read_arrays, read_json, read_table, write_json, write_table
 from raysys.text.engine import tokenizer_of
+from raysys.text.yes_no import YesNoPrompts
 from raysys.training.ray_train import Placement
 from raysys.training.yes_no import (
     ABOUT_FILE,
@@ -31,7 +35,12 @@ from raysys.training.yes_no import (
     finetune_yes_no,
     merge,
 )
-from raysys.training.yes_no_examples import YesNoSettings, build_examples, read_questions
+from raysys.training.yes_no_examples import (
+    YesNoSettings,
+    build_examples,
+    item_texts,
+    read_questions,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 STAGES = ("data", *YES_NO)
@@ -93,6 +102,43 @@ def test_a_run_ends_with_every_row_measured(run):
     )
     assert not np.allclose(scores["yes_no"], scores["zero_shot"])
     assert all(outcome.skipped for outcome in run_stages(run, STAGES).values())
+
+
+def test_lists_out_of_the_catalogue_are_a_retriever_s_reordered(run, in_process):
+    """Weight 0 is the retriever's order, weight 1 the model's own, of the same items."""
+    values = run.model_dump() | {"models": {"ease": {"backbone": "ease", "settings": {"reg": 5.0}}}}
+
+    def lists(weight: float) -> tuple[np.ndarray, np.ndarray]:
+        own = {"retriever": "ease", "pool": 6, "list_users": 5, "weight": weight}
+        values["yes_no"] = run.yes_no.model_dump() | own
+        settings = parse_settings(RunSettings, values, source="test")
+        stages = stages_to(settings, LISTS)
+        assert stages == ("data", "train", "yes_no_examples", "yes_no_model", LISTS)
+        outcomes = run_stages(settings, stages, in_process)
+        assert outcomes["yes_no_model"].skipped, "fine-tuned again for other lists"
+        return read_test_lists(run.out / LISTS, "yes_no")
+
+    users, graph = lists(0.0)
+    again, answered = lists(1.0)
+    assert users.tolist() == again.tolist()
+    assert len(users) == 5
+    dataset = Dataset.load(run.out / "data")
+    known = dataset.matrix(TRAIN, VALID, opinion=None)
+    scores = load_model(run.out / "train" / "ease").score_block(users)
+    model = LoadedModel(run.yes_no, run.out / "yes_no_model" / "adapter")
+    tokenizer = tokenizer_of(run.yes_no.model, None)
+    writer = YesNoPrompts(run.yes_no.prompts(), tokenizer, run.yes_no.max_tokens)
+    texts = item_texts(run.yes_no, dataset)
+    histories = dataset.histories(TRAIN, VALID)
+    for row, user in enumerate(users):
+        assert sorted(graph[row]) == sorted(answered[row])
+        assert (np.diff(scores[row, graph[row]]) <= 0).all()
+        assert not set(graph[row]) & set(known[user].indices)
+        recent = [texts[item] for item in histories[user][-3:]]
+        prompt = writer.write(None, recent, [texts[item] for item in graph[row]])
+        said = model.score(Question(prompt.prefix, prompt.candidates, -1))
+        places = [list(graph[row]).index(item) for item in answered[row]]
+        assert (np.diff(said[places]) <= 1e-6).all()
 
 
 def test_the_command_shows_every_row(run, capsys, tmp_path):
