@@ -7,11 +7,12 @@ single keys (`train.epochs=5`). Nothing here starts Ray or reads data.
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +32,9 @@ class Settings(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    #: Keys of an older version → where they are now, from the top of the config.
+    moved: ClassVar[Mapping[str, str]] = {}
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:
@@ -134,6 +138,9 @@ def _explain(cls: type[BaseModel], problem: dict[str, Any]) -> str:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         owner = _model_at(cls, location[:-1])
+        if owner is not None and issubclass(owner, Settings) and location[-1] in owner.moved:
+            new, value = owner.moved[location[-1]], json.dumps(problem["input"], default=str)
+            return f"key '{key}' is of an older version: write {new} = {value} instead"
         hint = nearest(location[-1], list(owner.model_fields)) if owner else ""
         return f"unknown key '{key}': {hint}"
     if problem["type"] == "missing":

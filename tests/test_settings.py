@@ -12,6 +12,7 @@ class Inner(Settings):
 
 
 class Outer(Settings):
+    moved = {"epochs": "train.epochs"}  # noqa: RUF012
     train: Inner = Inner()
     named: dict[str, Inner] = Field(default_factory=dict)
     name: str = "x"
@@ -44,6 +45,7 @@ def test_reads_toml_yaml_and_overrides(tmp_path):
         ("[train]\nepochs = 0", ["train.epochs", "greater than or equal to 1", "got 0"]),
         ("[train]\nepochs = 'many'", ["train.epochs", "integer"]),
         ("= 3", ["cannot be parsed"]),
+        ("epochs = 7", ["'epochs' is of an older version: write train.epochs = 7 instead"]),
     ],
 )
 def test_mistakes_name_the_key_and_the_nearest_valid_one(tmp_path, text, words):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,7 @@ NO_EVIDENCE = Rejected("no_evidence", "nothing in train says anything of this us
 class ProfileSettings(TextSettings):
     """What the LLM is asked and how long it may answer. Defaults: RLMRec's prompts."""
 
+    moved = MappingProxyType({"liked_from": "data.liked_from", "disliked_to": "data.disliked_to"})
     method: Literal["rlmrec", "unified", "integrated"] = "rlmrec"
     """`rlmrec`: what kind of users, what kind of items. `unified`: Overview, Attributes,
     Description, Dislikes for both. `integrated`: the same evidence as `unified`, one free text."""
