@@ -86,6 +86,7 @@ class OnlineVllm:
     def close(self) -> None:
         """End the engine's process."""
         self._engine.shutdown()
+        self._engine = None  # now: its own clean-up fails once the interpreter ends
 
     def _outputs(self, row: dict[str, Any], *, whole: bool) -> AsyncGenerator[Any]:
         from vllm import SamplingParams
