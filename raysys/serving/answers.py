@@ -58,13 +58,15 @@ class Answers:
                 asked.user_id, asked.history, ordered.found, asked.rerank, late
             )
         answer = _answer(served, asked, ordered)
+        whole = not answer.degraded
         if asked.explain and served.reranker is not None:
             left = start + self.seconds(asked) - time.monotonic()
-            await _explain(served.shelf, served.reranker, asked, answer.items, left)
+            explained = await _explain(served.shelf, served.reranker, asked, answer.items, left)
+            whole = whole and explained
         self._figures.sources.labels(answer.source).inc()
         self._figures.orders.labels(_named(answer)).inc()
         found: bytes = answer.model_dump_json().encode()
-        if not answer.degraded:
+        if whole:
             self._cache.put(key, found)
         return found
 
@@ -155,15 +157,18 @@ def _retrieved(served: Served, asked: Recommend, asking: Reranker | None) -> Ord
 
 async def _explain(
     shelf: Shelf, reranker: Reranker, asked: Recommend, items: list[Item], seconds: float
-) -> None:
-    """Put reasons to the first items; those that come too late are a template's."""
+) -> bool:
+    """Put reasons to the first items; whether none came too late and is a template's."""
     first = items[: reranker.explained]
     rows = shelf.rows(item.item_id for item in first).tolist()
     by_row = dict(zip(rows, first, strict=True))
+    whole = True
     async with aclosing(reranker.explain(asked.user_id, asked.history, rows, seconds)) as found:
         async for one in found:
             if one.source is not None:
                 by_row[one.row].reasons = reasons_of(one)
+                whole = whole and one.source == "llm"
+    return whole
 
 
 def reasons_of(found: Reasons) -> list[Reason]:

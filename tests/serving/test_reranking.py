@@ -308,6 +308,24 @@ def test_a_list_carries_reasons_where_they_are_asked_for(client_with: ClientOf) 
     assert plain.items[0].reasons is not None
 
 
+def test_reasons_that_came_too_late_are_not_kept(client_with: ClientOf) -> None:
+    waits = iter([30.0, 0.0, 0.0])
+
+    async def slow_once(row: dict[str, Any]) -> dict[str, Any]:
+        await asyncio.sleep(next(waits))
+        return await asker(claims("A comedy, as you like them.")).answer(row)
+
+    client = client_with(Asked(slow_once), {"explain_items": 1})
+    asked = {"rerank": "off", "explain": True, "deadline_ms": 200}
+    texts = []
+    for _ in range(3):
+        (reason,) = answer_of(client, **asked).items[0].reasons or []
+        texts.append(reason.text)
+    assert texts[0].startswith("Recommended from what you liked")
+    assert texts[1:] == ["A comedy, as you like them."] * 2
+    assert next(waits) == 0.0, "the list with whole reasons was not kept"
+
+
 def test_a_reason_is_told_before_the_next_is_written(client_with: ClientOf) -> None:
     class Slow(Asked):
         async def pieces(self, row: dict[str, Any]) -> AsyncGenerator[str]:

@@ -9,9 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
+from toy_run import KEY
 
 from raysys.schema import RECOMMENDATION_SCHEMA
+from raysys.serving.app import local_app
 from raysys.serving.messages import Answer, Problem
+from raysys.serving.settings import ServeSettings
 from raysys.store import write_table
 
 
@@ -100,6 +103,14 @@ def test_every_route_but_health_wants_the_key(client: TestClient) -> None:
             assert answer.status_code == 401, path
             assert answer.headers["content-type"] == "application/problem+json"
             assert "secret" not in answer.text
+
+
+def test_behind_a_prefix_the_same_paths_are_open(run: Path) -> None:
+    app = local_app(ServeSettings(run=run), "secret")
+    with TestClient(app, root_path="/shop") as client:
+        assert client.get("/shop/healthz").status_code == 200
+        assert client.get("/shop/v1/models").status_code == 401
+        assert client.get("/shop/v1/models", headers=KEY).status_code == 200
 
 
 @pytest.mark.parametrize(
