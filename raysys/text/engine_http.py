@@ -153,6 +153,7 @@ class Caller:
                             return
                         if data.startswith("{"):
                             yield _piece(data)
+                    raise UnansweredError("the stream broke off")
             except (TimeoutError, aiohttp.ClientError, ValueError) as error:
                 raise UnansweredError(f"{type(error).__name__}: {error}"[:300]) from None
 

@@ -1,11 +1,15 @@
-"""vLLM for callers who wait: the real engine with the real 135M model. Never skipped."""
+"""Language models for callers who wait: the real vLLM (never skipped), and an endpoint's stream."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
+from collections.abc import Iterator
 from contextlib import aclosing
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,7 +23,7 @@ from raysys.text.engine import (
     EngineSettings,
     SamplingSettings,
 )
-from raysys.text.online import UnansweredError, online_model
+from raysys.text.online import Online, UnansweredError, online_model
 
 ANSWER = {
     "type": "object",
@@ -81,3 +85,88 @@ def test_it_answers_streams_and_stops() -> None:
         asyncio.run(ask())
     finally:
         model.close()
+
+
+class Streaming(BaseHTTPRequestHandler):
+    """Streams what the last word of the question says."""
+
+    left: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert body["stream"] is True
+        word = body["messages"][-1]["content"].split()[-1]
+        self.send_response(503 if word == "away" else 307 if word == "elsewhere" else 200)
+        self.send_header("Location", "http://127.0.0.1:1/")
+        self.end_headers()
+        try:
+            if word == "garbage":
+                self._line('data: {"choice": []}')
+            for piece in ('{"a": ', "", '"b', "ü", '"}'):
+                self._line("data: " + json.dumps({"choices": [{"delta": {"content": piece}}]}))
+                if word == "closed":
+                    self.connection.close()
+                    return
+            while word == "endless":
+                self._line("data: " + json.dumps({"choices": [{"delta": {"content": "."}}]}))
+                time.sleep(0.01)
+            self._line('data: {"choices": []}')
+            self._line(": a comment")
+            self._line("data: [DONE]")
+        except OSError:
+            self.left.append(word)
+
+    def _line(self, text: str) -> None:
+        self.wfile.write(f"{text}\n\n".encode())
+        self.wfile.flush()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Online]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Streaming)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    http = {"base_url": f"http://127.0.0.1:{server.server_port}/v1", "timeout_s": 5}
+    yield online_model(EngineSettings(kind="http", http=http), SamplingSettings())
+    server.shutdown()
+
+
+def test_an_endpoint_s_reply_comes_piece_by_piece(endpoint: Online) -> None:
+    async def ask() -> list[str]:
+        return [piece async for piece in endpoint.pieces(request("say good"))]
+
+    assert asyncio.run(ask()) == ['{"a": ', "", '"b', "ü", '"}', ""]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("away", "status 503"),
+        ("elsewhere", "status 307"),
+        ("garbage", "not the stream of a chat endpoint"),
+        ("closed", "broke off|ClientPayloadError|Disconnected"),
+    ],
+)
+def test_a_stream_that_is_none_is_told(endpoint: Online, word: str, told: str) -> None:
+    async def ask() -> None:
+        async for _ in endpoint.pieces(request(f"say {word}")):
+            pass
+
+    with pytest.raises(UnansweredError, match=told):
+        asyncio.run(ask())
+
+
+def test_who_leaves_hangs_up(endpoint: Online) -> None:
+    async def ask() -> None:
+        async with aclosing(endpoint.pieces(request("say endless"))) as pieces:
+            for _ in range(8):
+                await anext(pieces)
+        for _ in range(100):
+            if "endless" in Streaming.left:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("the endpoint goes on writing")
+
+    asyncio.run(ask())
