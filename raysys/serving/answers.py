@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
 from starlette.concurrency import run_in_threadpool
 
 from raysys.schema import ITEM_ID, RANK, RECOMMENDATIONS_FILE, SCORE, USER_ID
@@ -94,21 +95,11 @@ class Answers:
             places = shelf.rows(row[ITEM_ID] for row in rows)
             if len(rows) < k or not shelf.knows(user_id):
                 continue
-            scores = [row[SCORE] for row in rows]
-            items = [
-                Item(item_id=shelf.dataset.item_ids[place], title=shelf.titles[place], score=score)
-                for place, score in zip(places.tolist(), scores, strict=True)
-            ]
-            answer = Answer(
-                user_id=user_id,
-                model=shelf.model,
-                version=served.named,
-                source="model",
-                items=items,
-            )
+            found = Found(places, np.array([row[SCORE] for row in rows]), "model")
             # These lists are in the retrieval's order, which `auto` may be too.
-            key = _cache_key(served, Recommend(user_id=user_id, rerank="off"))
-            self._cache.put(key, answer.model_dump_json().encode())
+            asked = Recommend(user_id=user_id, rerank="off")
+            answer = _answer(served, asked, Ordered(found))
+            self._cache.put(_cache_key(served, asked), answer.model_dump_json().encode())
 
 
 async def in_time(shelf: Shelf, work: Callable[[], Any]) -> Any:
