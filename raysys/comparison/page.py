@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Collection
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment
 
 from raysys.comparison.table import METRICS, measure
 from raysys.comparison.work import Finished
+from raysys.pages import write_page
 from raysys.store import replace_file, write_json
 
 RESULTS_FILE, PAGE_FILE, TABLE_FILE = "compare.json", "compare.html", "compare.md"
@@ -27,8 +25,7 @@ def write_comparison(finished: Finished) -> dict[str, Any]:
     """Measure the rows, write them as JSON, page and table; returns what is in the JSON."""
     found = measure(finished)
     out = finished.settings.out.resolve()
-    page = _page(finished, found)
-    replace_file(out / PAGE_FILE, lambda path: path.write_text(page, encoding="utf-8"))
+    _write_page(out / PAGE_FILE, finished, found)
     table = _markdown(found)
     replace_file(out / TABLE_FILE, lambda path: path.write_text(table, encoding="utf-8"))
     # Last: it says that the rest is there.
@@ -76,10 +73,7 @@ def _with_interval(figure: dict[str, float], sign: str = "") -> str:
     return f"{figure['mean']:{sign}.4f} [{low:.3f}, {high:.3f}]"
 
 
-def _page(finished: Finished, found: dict[str, Any]) -> str:
-    template = Environment(autoescape=True).from_string(
-        files("raysys.comparison").joinpath("compare.html").read_text(encoding="utf-8")
-    )
+def _write_page(path: Path, finished: Finished, found: dict[str, Any]) -> None:
     rows = found["rows"]
     metrics = [
         [name, *(f"{row['metrics'][metric]['mean']:.4f}" for metric in METRICS)]
@@ -88,7 +82,10 @@ def _page(finished: Finished, found: dict[str, Any]) -> str:
     slices = [
         [name, *(_slice(row, part) for part in found["slices"])] for name, row in rows.items()
     ]
-    return template.render(
+    write_page(
+        path,
+        "raysys.comparison",
+        "compare.html",
         run=finished.settings.run,
         found=found,
         head=HEAD,
@@ -97,7 +94,7 @@ def _page(finished: Finished, found: dict[str, Any]) -> str:
         metrics=metrics,
         slice_head=["row", *(f"{part} ({count} users)" for part, count in found["slices"].items())],
         slices=slices,
-        plot=base64.b64encode(_draw(found)).decode(),
+        plot=_draw(found),
     )
 
 

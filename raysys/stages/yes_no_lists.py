@@ -41,7 +41,7 @@ def run_lists(context: RunContext) -> tuple[Manifest, bool]:
     summaries = ["summaries"] if settings.summaries else []
     return context.run.run_stage(
         LISTS,
-        settings.model_dump(include={*settings.of_lists(), "seed", "recent_items", "max_tokens"}),
+        settings.model_dump(include=settings.of_lists()),
         ["data", context.trained, EXAMPLES, MODEL, *summaries],
         lambda output: _lists(context, output),
     )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from jinja2 import Environment
 
 from raysys.errors import UserError
+from raysys.pages import write_page
 from raysys.settings import set_key
 from raysys.store import replace_file, write_json
 from raysys.tuning.plots import draw_sensitivity
@@ -54,8 +52,18 @@ def write_outcome(sweep: Sweep) -> dict[str, Any]:
         },
         "seconds": round(sweep.seconds, 1),
     }
-    page = _page(sweep, out / PLOT_FILE)
-    replace_file(out / PAGE_FILE, lambda path: path.write_text(page, encoding="utf-8"))
+    keys = list(sweep.settings.space)
+    write_page(
+        out / PAGE_FILE,
+        "raysys.tuning",
+        "sweep.html",
+        objective=sweep.settings.objective,
+        run=sweep.settings.run,
+        head=[*keys, sweep.settings.figure, "seconds", ""],
+        rows=[shown(trial, keys) for trial in sweep.trials],
+        best=BEST_FILE,
+        plot=(out / PLOT_FILE).read_bytes(),
+    )
     if sweep.settings.mlflow is not None:
         _log(sweep, sweep.settings.mlflow.resolve())
     # Last: it says that the rest is there.
@@ -85,21 +93,6 @@ def shown(trial: Trial, keys: list[str]) -> list[str]:
 def _cell(value: Any) -> str:
     """A number short, anything else as JSON."""
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-
-
-def _page(sweep: Sweep, plot: Path) -> str:
-    keys = list(sweep.settings.space)
-    template = Environment(autoescape=True).from_string(
-        files("raysys.tuning").joinpath("sweep.html").read_text(encoding="utf-8")
-    )
-    return template.render(
-        objective=sweep.settings.objective,
-        run=sweep.settings.run,
-        head=[*keys, sweep.settings.figure, "seconds", ""],
-        rows=[shown(trial, keys) for trial in sweep.trials],
-        best=BEST_FILE,
-        plot=base64.b64encode(plot.read_bytes()).decode(),
-    )
 
 
 def _log(sweep: Sweep, path: Path) -> None:
