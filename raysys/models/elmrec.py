@@ -49,6 +49,8 @@ class WordSettings(Settings):
     """`add`: to the tokens of the word. `prepend`: once a word, before all tokens (Table 5)."""
     sigma: float = Field(default=6.0, gt=0)
     """Standard deviation of the start of the graph's embeddings (Eq. 4)."""
+    start: float = Field(default=1.0, gt=0)
+    """Standard deviation of the start of all other vectors here: ordinals, prompts, no word."""
     layers: int = Field(default=4, ge=0, le=16)
     """Propagation steps L (Eq. 5)."""
     fixed_width: int | None = Field(default=None, ge=1)
@@ -194,11 +196,14 @@ class ELMRec(torch.nn.Module):
         super().__init__()
         self.language_model, self.words, self.settings = language_model, words, settings
         width = language_model.config.d_model
-        self.ordinal = torch.nn.Parameter(torch.randn(most_words, width, generator=generator))
+
+        def drawn(*shape: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.randn(shape, generator=generator) * settings.start)
+
+        self.ordinal = drawn(most_words, width)
         #: ω₀ of tokens that belong to no word, by kind of whole words (Eq. 8).
-        self.other = torch.nn.Parameter(torch.randn(2, width, generator=generator))
-        shape = (len(TASKS), settings.prompt_vectors, width)
-        self.prompts = torch.nn.Parameter(torch.randn(shape, generator=generator))
+        self.other = drawn(2, width)
+        self.prompts = drawn(len(TASKS), settings.prompt_vectors, width)
 
     def encoded(self, batch: TaskBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """What the decoder reads.

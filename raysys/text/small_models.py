@@ -17,6 +17,9 @@ from raysys.settings import Settings
 
 #: Of queries and keys. T5 does not scale their products, which grow with the width.
 _ALIKE = 0.3
+#: Standard deviation of T5's token vectors at the start; its own is 1. A step of Adam moves each
+#: number by the learning rate, whatever its size: vectors of an id must be small to be learnt soon.
+_TOKENS = 0.05
 _PAD, _END, _UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
@@ -65,6 +68,8 @@ def write_small_seq2seq(
     )
     model = _drawn(T5ForConditionalGeneration, config, seed)
     _start_at_identity(model)
+    with torch.no_grad():
+        model.shared.weight.mul_(_TOKENS)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
