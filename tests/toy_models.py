@@ -100,6 +100,10 @@ def write_toy_dataset(folder: Path) -> None:
     )
 
 
+def trained_here(*_: float) -> None:
+    """As `watch` of a `Placement`: trained in this process, without Ray Train's workers."""
+
+
 def kill_train_worker(output: Path, killed: list[int]) -> None:
     """Wait for the second checkpoint, then kill the worker process of our own Ray."""
     for _ in range(3000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from toy_language_model import toy_shop
-from toy_models import kill_train_worker
+from toy_models import kill_train_worker, trained_here
 
 from raysys.cli import main
 from raysys.data.dataset import Dataset
@@ -145,7 +146,7 @@ def test_two_workers_that_share_each_layer_train_the_model_of_one(
     found = []
     for workers, sharding in ((1, "none"), (2, "fsdp")):
         settings = job.settings.model_copy(update={"sharding": sharding})
-        placed = Placement(workers, 0.5)
+        placed = Placement(workers, 0.5, watch=None if workers > 1 else trained_here)
         one = GraphLMJob(job.dataset, job.inputs, settings, job.step, None, placed)
         train_graph_lm(one, tmp_path / f"{workers}")
         found.append(read_arrays(tmp_path / f"{workers}" / PARAMETERS_FILE))
@@ -154,7 +155,7 @@ def test_two_workers_that_share_each_layer_train_the_model_of_one(
 
 
 def test_a_killed_worker_goes_on(job: GraphLMJob, tmp_path: Path) -> None:
-    train_graph_lm(job, tmp_path / "whole")
+    train_graph_lm(replace(job, placement=Placement(watch=trained_here)), tmp_path / "whole")
     output, killed = tmp_path / "killed", []
     thread = threading.Thread(target=kill_train_worker, args=(output, killed))
     thread.start()

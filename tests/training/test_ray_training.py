@@ -18,6 +18,7 @@ from toy_models import (
     toy_settings,
     toy_train,
     toy_valid,
+    trained_here,
     write_toy_dataset,
 )
 
@@ -90,15 +91,14 @@ def note_listeners(found: set[str], done: threading.Event) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_equal_a_run_without_ray(workers: int, job: TrainJob, tmp_path: Path) -> None:
+def test_two_workers_equal_a_run_without_ray(job: TrainJob, tmp_path: Path) -> None:
     output = tmp_path / "output"
     found: set[str] = set()
     done = threading.Event()
     watcher = threading.Thread(target=note_listeners, args=(found, done))
     watcher.start()
     try:
-        result = train_graph_model(replace(job, placement=Placement(workers)), output)
+        result = train_graph_model(replace(job, placement=Placement(2)), output)
     finally:
         done.set()
         watcher.join()
@@ -113,13 +113,13 @@ def test_workers_equal_a_run_without_ray(workers: int, job: TrainJob, tmp_path: 
     ]
     assert load_model(output).score_block(np.arange(3)).shape == (3, ITEMS)
     expected = run_here(job, tmp_path)
-    assert_same_models(output, tmp_path, atol=1e-6 if workers == 1 else 1e-4)
-    assert_same_history(read_history(output), expected, rel=1e-6 if workers == 1 else 1e-4)
+    assert_same_models(output, tmp_path, atol=1e-4)
+    assert_same_history(read_history(output), expected, rel=1e-4)
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_killed_worker_resumes_to_the_same_model(job: TrainJob, tmp_path: Path) -> None:
+def test_one_worker_that_is_killed_equals_a_run_without_ray(job: TrainJob, tmp_path: Path) -> None:
     settings = job.train.model_copy(
         update={"epochs": 120, "checkpoint_every": 10, "validate_every": 10, "patience": 120}
     )
@@ -138,10 +138,11 @@ def test_killed_worker_resumes_to_the_same_model(job: TrainJob, tmp_path: Path) 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_mistakes_come_back_as_user_errors(job: TrainJob, tmp_path: Path) -> None:
+    here = replace(job, placement=Placement(watch=trained_here))
     with pytest.raises(UserError, match="reads profile vectors but none"):
-        train_graph_model(replace(job, profiles=None), tmp_path)
+        train_graph_model(replace(here, profiles=None), tmp_path)
     with pytest.raises(UserError, match=r"users\.parquet does not exist"):
-        train_graph_model(replace(job, dataset=tmp_path), tmp_path)
+        train_graph_model(replace(here, dataset=tmp_path), tmp_path)
     wild = job.train.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(UserError, match="not finite in epoch"):
         train_graph_model(replace(job, train=wild), tmp_path)

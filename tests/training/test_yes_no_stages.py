@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from toy_language_model import toy_language_model, toy_shop
-from toy_models import kill_train_worker
+from toy_models import kill_train_worker, trained_here
 from transformers import AutoModelForCausalLM
 
 from raysys.cli import main
@@ -231,7 +232,11 @@ def by_one_worker(model, shop, tmp_path_factory) -> tuple[Path, dict, Path]:
     folder = Path(tmp_path_factory.mktemp("one"))
     settings = settings_of(model, finetune=ONE_EPOCH)
     asked = examples(settings, shop, folder / "examples")
-    return asked, finetune_yes_no(FinetuneJob(asked, settings, Placement()), folder), folder
+    return (
+        asked,
+        finetune_yes_no(FinetuneJob(asked, settings, Placement(watch=trained_here)), folder),
+        folder,
+    )
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
@@ -254,7 +259,7 @@ def test_a_killed_worker_resumes_to_the_same_adapter(model, shop, tmp_path):
     )
     folder = examples(settings, shop, tmp_path / "examples")
     job = FinetuneJob(folder, settings, Placement())
-    finetune_yes_no(job, tmp_path / "whole")
+    finetune_yes_no(replace(job, placement=Placement(watch=trained_here)), tmp_path / "whole")
     output, killed = tmp_path / "killed", []
 
     killer = threading.Thread(target=kill_train_worker, args=(output, killed))
