@@ -35,10 +35,10 @@ from raysys.settings import load_settings
 from raysys.stages.context import RunSettings
 from raysys.store import write_table
 from raysys.text.crowd_prompts import as_tokens, load_graph_templates, requests
-from raysys.training.graph_lm import (
+from raysys.training.graph_lm import GraphLMTraining
+from raysys.training.graph_lm_model import (
     PROMPTS_FILE,
     GraphLMJob,
-    GraphLMTraining,
     build,
     lessons_of,
     words_of,

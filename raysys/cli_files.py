@@ -116,7 +116,8 @@ def _pair(word: str) -> tuple[str, str]:
 @assets_app.command("list")
 def assets_list(as_json: Json = False) -> None:
     """List the assets and where they are."""
-    from raysys.assets import ASSETS, cached
+    from raysys.asset_sources import ASSETS
+    from raysys.assets import cached
 
     found = {name: cached(name) for name in ASSETS}
     value = {
@@ -143,7 +144,8 @@ def assets_fetch(
     as_json: Json = False,
 ) -> None:
     """Bring assets into RAYSYS_HOME; what is there already is left alone."""
-    from raysys.assets import ASSETS, fetch
+    from raysys.asset_sources import ASSETS
+    from raysys.assets import fetch
 
     if path is not None and len(names or []) != 1:
         raise UserError("--path goes with exactly one asset name.")

@@ -11,7 +11,8 @@ from typing import Any
 
 import psutil
 
-from raysys.assets import ASSETS, cached, home
+from raysys.asset_sources import ASSETS
+from raysys.assets import cached, home
 from raysys.cluster import GIB, ClusterSettings, local_resources
 
 #: Free disk space that the environment, the assets and a run need together, GiB.

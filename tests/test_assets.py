@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raysys import assets
-from raysys.assets import Asset, Source, fetch
+from raysys import asset_sources, assets
+from raysys.asset_sources import Asset, Source
+from raysys.assets import fetch
 from raysys.errors import UserError
 
 
@@ -150,7 +151,7 @@ def test_model_paths(home, toy, tmp_path):
 def test_the_official_movielens_archive_becomes_the_packaged_layout(tmp_path, monkeypatch):
     ratings = "1\t1\t5\t881250949\n"
     header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
-    monkeypatch.setattr(assets, "_MOVIELENS_INTER_SHA256", sha(header + ratings))
+    monkeypatch.setattr(asset_sources, "_MOVIELENS_INTER_SHA256", sha(header + ratings))
     flags = ["0"] * 19
     flags[1] = flags[3] = "1"
     item = "|".join(["1", "Café Story (1995)", "01-Jan-1995", "", "http://x", *flags])
@@ -164,7 +165,7 @@ def test_the_official_movielens_archive_becomes_the_packaged_layout(tmp_path, mo
         packed.writestr("ml-100k/u.genre", genres)
     output = tmp_path / "out"
     output.mkdir()
-    assets._convert_movielens(tmp_path, output)
+    asset_sources._convert_movielens(tmp_path, output)
     assert (output / "ml-100k.inter").read_text() == header + ratings
     lines = (output / "ml-100k.item").read_text(encoding="utf-8").splitlines()
     assert lines[1] == "1\tCafé Story\t1995\tAction Comedy"

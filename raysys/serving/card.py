@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from raysys.assets import ASSETS
+from raysys.asset_sources import ASSETS
 from raysys.errors import UserError
 from raysys.manifest import Manifest, read_manifest
 from raysys.stages.recommend import MODEL_FILE

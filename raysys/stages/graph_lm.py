@@ -29,15 +29,9 @@ from raysys.stages.train import place_training, plan_training
 from raysys.store import read_json, write_json, write_table
 from raysys.text.crowd_prompts import load_graph_templates
 from raysys.text.engine import model_identity
-from raysys.training.graph_lm import (
-    GraphLMJob,
-    build,
-    history_scores,
-    material,
-    train_graph_lm,
-    write_inputs,
-)
+from raysys.training.graph_lm import train_graph_lm
 from raysys.training.graph_lm_lessons import question
+from raysys.training.graph_lm_model import GraphLMJob, build, history_scores, material, write_inputs
 from raysys.training.graph_lm_settings import CROWD, INTERACTIONS, PREDICT, GraphLMSettings
 from raysys.training.ray_train import RESULT_FILE, Placement
 

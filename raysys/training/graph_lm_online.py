@@ -18,7 +18,7 @@ import torch
 from raysys.models.graph_lm import GraphLM, as_batch
 from raysys.models.lora import body_and_head
 from raysys.models.precision import mixed_precision
-from raysys.training.graph_lm import Built
+from raysys.training.graph_lm_model import Built
 
 
 @dataclass

@@ -21,7 +21,8 @@ from raysys.settings import parse_settings
 from raysys.stages.context import RunSettings, Share
 from raysys.stages.graph_lm import stages_of
 from raysys.store import read_arrays, read_json, read_table, write_json, write_table
-from raysys.training.graph_lm import PARAMETERS_FILE, GraphLMJob, train_graph_lm, write_inputs
+from raysys.training.graph_lm import train_graph_lm
+from raysys.training.graph_lm_model import PARAMETERS_FILE, GraphLMJob, write_inputs
 from raysys.training.graph_lm_settings import GraphLMSettings
 from raysys.training.ray_train import Placement
 

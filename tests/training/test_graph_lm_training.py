@@ -19,19 +19,19 @@ from raysys.models.parameters import parameters_of
 from raysys.schema import TEST, TRAIN, VALID
 from raysys.settings import parse_settings
 from raysys.store import write_arrays, write_json
-from raysys.training.graph_lm import (
+from raysys.training.graph_lm import GraphLMTraining
+from raysys.training.graph_lm_lessons import Crowd, Lesson
+from raysys.training.graph_lm_model import (
     ABOUT_FILE,
     PARAMETERS_FILE,
     Built,
     GraphLMJob,
-    GraphLMTraining,
     build,
     history_scores,
     lessons_of,
     material,
     write_inputs,
 )
-from raysys.training.graph_lm_lessons import Crowd, Lesson
 from raysys.training.graph_lm_online import OnlineScorer
 from raysys.training.graph_lm_settings import GraphLMSettings, StepSettings
 from raysys.training.ray_train import Placement
