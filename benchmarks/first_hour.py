@@ -8,6 +8,7 @@ no reply of the language model is there already; pip's wheels may be cached.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -78,9 +79,16 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--skip-tests", action="store_true", help="leave `make test` out")
+    parser.add_argument("--into", type=Path, help="a new folder for the clone, which is left there")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="raysys-first-hour-") as folder:
-        clone = Path(folder, "raysys")
+    with contextlib.ExitStack() as stack:
+        if arguments.into is None:
+            temporary = tempfile.TemporaryDirectory(prefix="raysys-first-hour-")
+            folder = Path(stack.enter_context(temporary))
+        else:
+            folder = arguments.into.resolve()
+            folder.mkdir(parents=True)
+        clone = folder / "raysys"
         figures = {}
         root = Path(__file__).parents[1]
         quiet = ["git", "clone", "--quiet", str(root), str(clone)]
