@@ -4,7 +4,7 @@ LLM ?= cpu
 STAMP := .venv/.installed-$(LLM)
 LOCKS := requirements/core.txt requirements/llm-$(LLM).txt requirements/dev.txt
 
-.PHONY: install quickstart test test-fast lint lock
+.PHONY: install quickstart test test-fast coverage lint lock
 install: $(STAMP)
 
 # The lock files are complete, so nothing is resolved (--no-deps). torch comes first and with its
@@ -38,6 +38,12 @@ test: $(STAMP) lint
 	.venv/bin/raysys assets fetch
 	$(MAKE) test-fast
 	.venv/bin/python -m pytest -m "ray or engine"
+
+# Which lines of raysys/ the tests run, workers of Ray included.
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 -m "not ray and not engine" --cov --cov-report=
+	.venv/bin/python -m pytest -m "ray or engine" --cov --cov-append --cov-report=
+	.venv/bin/python -m coverage report --skip-covered --sort=cover
 
 # Writes requirements/ from what .venv holds, after a change of pyproject.toml.
 lock:
