@@ -145,17 +145,18 @@ def _cost(one: Done, finished: Finished, users: int) -> dict[str, Any]:
     settings, cost = finished.settings, one.cost
     assert cost is not None
     read = {name: it for name, it in finished.shared.items() if name in one.row.stages}
-    read_tokens = cost.prompt_tokens + tokens(read, "prompt_tokens")
-    written = cost.generated_tokens + tokens(read, "generated_tokens")
-    money = (read_tokens * settings.input_price + written * settings.output_price) / 1e6
     asked = users
     if one.row.engine:
         rerank = one.row.run.rerank
         groups = [rerank.valid_users if rerank.choose else 0, rerank.test_users, rerank.users]
         asked = sum(users if group is None else min(users, group) for group in groups)
+    # A text is written for all users; a reranker may be asked for some of them.
+    prompt = cost.prompt_tokens / asked + tokens(read, "prompt_tokens") / users
+    written = cost.generated_tokens / asked + tokens(read, "generated_tokens") / users
+    money = (prompt * settings.input_price + written * settings.output_price) / 1e6
     return {
         "seconds": cost.seconds,
         "peak_gib": cost.peak_gib,
-        "tokens_per_1000_users": round((read_tokens + written) / asked * 1000),
-        "money_per_1000_users": money / asked * 1000,
+        "tokens_per_1000_users": round((prompt + written) * 1000),
+        "money_per_1000_users": money * 1000,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -201,6 +202,20 @@ def test_by_hand(tmp_path: Path) -> None:
     )
     assert found["rows"]["ease"]["tokens_per_1000_users"] == 10_000
     assert found["rows"]["ease"]["money_per_1000_users"] == pytest.approx(0.02)
+
+
+def test_a_reranker_costs_what_it_was_asked_and_a_share_of_the_texts(tmp_path: Path) -> None:
+    words = ["rerank.test_users=20", "rerank.users=0"]
+    methods = {"asked": {"kind": "rerank", "model": "ease", "overrides": words}}
+    settings = settings_of(tmp_path, methods=methods, baseline="asked")
+    row = rows_of(settings, read_values(settings.run))[0]
+    run_stages(row.run, ["data"])
+    write_test_lists(row.folder, np.array([0]), {row.lists: np.array([[0, 1, 2]])})
+    cost = Cost(fingerprints={}, seconds=1.0, peak_gib=None, prompt_tokens=600, generated_tokens=0)
+    texts: Any = SimpleNamespace(figures={"prompt_tokens": 100, "generated_tokens": 20}, seconds=1)
+    found = measure(Finished(settings, [Done(row, cost)], {"data": texts}, tmp_path / BASE))
+    # 600 for 20 users who were asked, 120 for all 60.
+    assert found["rows"]["asked"]["tokens_per_1000_users"] == 30_000 + 2_000
 
 
 @pytest.mark.parametrize(
