@@ -309,12 +309,24 @@ def finetune_yes_no(config: Config, overrides: Overrides = None, as_json: Json =
 def _around_a_run(
     model: type[_Around], config: Path, overrides: list[str] | None, run_keys: list[str] | None
 ) -> _Around:
-    """Settings of something that changes a run's config, with `--set` after its own changes."""
+    """Settings of something that changes a run's config, with `--set` after its own changes.
+
+    That config is looked for beside the file too, where `raysys init` has written both.
+    """
     from raysys.settings import load_settings
 
     settings: Any = load_settings(model, config, overrides or [])
-    changed = (*settings.overrides, *(run_keys or []))
-    found: _Around = settings.model_copy(update={"overrides": changed})
+    run, beside = settings.run, config.parent / settings.run.name
+    if not run.is_file() and not beside.is_file():
+        raise UserError(
+            f"{config}: run = '{run}' does not exist, nor does {beside}; say which with run=PATH, "
+            f"or write one to start from: raysys init {run.stem}"
+        )
+    changes = {
+        "run": run if run.is_file() else beside,
+        "overrides": (*settings.overrides, *(run_keys or [])),
+    }
+    found: _Around = settings.model_copy(update=changes)
     return found
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from raysys.cli import STAGE_COMMANDS, TEXT_COMMANDS, main
+from raysys.cli import STAGE_COMMANDS, TEXT_COMMANDS, _around_a_run, main
 from raysys.comparison.rows import rows_of
 from raysys.comparison.settings import CompareSettings
 from raysys.pipeline import ELMREC, GRAPH_LM, STAGES, YES_NO
 from raysys.settings import load_settings, override_values, read_values
 from raysys.stages.context import RunSettings
 from raysys.stages.yes_no_lists import LISTS
+from raysys.starters import copy_starter
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -177,3 +178,14 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(files, tmp_path, cap
     assert row["minutes"] == round(written / 600, 1)
     assert found["user_profiles"]["rows"] == 4
     assert not (out / "item_profiles").exists()
+
+
+def test_a_comparison_finds_the_config_of_its_run_beside_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    copy_starter("compare", tmp_path / "compare.toml")
+    assert main(["compare", "compare.toml"]) == 2
+    assert "raysys init quickstart" in " ".join(capsys.readouterr().err.split())
+    copy_starter("quickstart", tmp_path / "quickstart.toml")
+    found = _around_a_run(CompareSettings, tmp_path / "compare.toml", None, ["train.epochs=1"])
+    assert found.run == tmp_path / "quickstart.toml"
+    assert found.overrides[-1] == "train.epochs=1"
