@@ -12,14 +12,16 @@ from raysys.shown import Json, print_result
 
 data_app = typer.Typer(no_args_is_help=True, help="Bring data sets into raysys.")
 assets_app = typer.Typer(no_args_is_help=True, help="Models and data sets that raysys can fetch.")
+#: Where `raysys --help` shows them.
+_PANEL = "Bring files in"
 
 
 def add_files(app: typer.Typer) -> None:
     """Add the commands to the table."""
-    app.add_typer(data_app, name="data")
-    app.add_typer(assets_app, name="assets")
-    app.command()(init)
-    app.command()(pull)
+    app.command(rich_help_panel=_PANEL)(init)
+    app.add_typer(data_app, name="data", rich_help_panel=_PANEL)
+    app.add_typer(assets_app, name="assets", rich_help_panel=_PANEL)
+    app.command(rich_help_panel=_PANEL)(pull)
 
 
 def init(

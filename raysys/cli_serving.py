@@ -10,11 +10,14 @@ import typer
 from raysys.errors import UserError
 from raysys.shown import Json, print_result
 
+#: Where `raysys --help` shows them.
+_PANEL = "Serve"
+
 
 def add_serving(app: typer.Typer) -> None:
     """Add the commands to the table."""
     for command in (serve, key, publish, rollback, inspect, loadtest):
-        app.command()(command)
+        app.command(rich_help_panel=_PANEL)(command)
 
 
 def serve(

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     # Importing it takes seconds, and torch.
     from raysys.pipeline import StageOutcome
 
+#: Of every command that runs a config.
+Config = Annotated[Path, typer.Argument(help="A .toml or .yaml file: see configs/.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Single keys to change: train.epochs=5 …")
+]
 #: Of every command that has a result.
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raysys.cli import STAGE_COMMANDS, TEXT_COMMANDS, _around_a_run, main
+from raysys.cli import main
+from raysys.cli_stages import STAGE_COMMANDS, TEXT_COMMANDS
+from raysys.cli_sweeps import around_a_run
 from raysys.comparison.rows import rows_of
 from raysys.comparison.settings import CompareSettings
 from raysys.pipeline import ELMREC, GRAPH_LM, STAGES, YES_NO
@@ -186,6 +188,6 @@ def test_a_comparison_finds_the_config_of_its_run_beside_it(tmp_path, monkeypatc
     assert main(["compare", "compare.toml"]) == 2
     assert "raysys init quickstart" in " ".join(capsys.readouterr().err.split())
     copy_starter("quickstart", tmp_path / "quickstart.toml")
-    found = _around_a_run(CompareSettings, tmp_path / "compare.toml", None, ["train.epochs=1"])
+    found = around_a_run(CompareSettings, tmp_path / "compare.toml", None, ["train.epochs=1"])
     assert found.run == tmp_path / "quickstart.toml"
     assert found.overrides[-1] == "train.epochs=1"

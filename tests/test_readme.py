@@ -46,6 +46,7 @@ def test_raysys_knows_every_command_of_a_page(page: Path) -> None:
             context = command.make_context(name, rest, parent=context)
 
 
+@pytest.mark.engine
 def test_an_own_data_set_goes_through_as_readme_says(tmp_path: Path) -> None:
     """With the real language model, and a catalogue of ten books."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
