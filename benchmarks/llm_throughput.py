@@ -28,7 +28,7 @@ from benchmarks.reproduce import find_dataset
 from raysys.assets import model_path
 from raysys.cluster import ClusterSettings, connect, cores_per, visible_gpus
 from raysys.data.dataset import Dataset
-from raysys.data.importers import ImportSettings
+from raysys.data.import_settings import ImportSettings
 from raysys.models.precision import matrix_type
 from raysys.settings import parse_settings
 from raysys.stages.data import import_folder

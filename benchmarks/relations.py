@@ -34,7 +34,8 @@ from raysys.graph.relations import Relations, RelationSettings
 from raysys.settings import load_settings
 from raysys.stages.context import RunSettings
 from raysys.store import write_table
-from raysys.text.crowd_prompts import as_tokens, load_graph_templates, requests
+from raysys.text.crowd_prompts import as_tokens, requests
+from raysys.text.graph_prompts import load_graph_templates
 from raysys.training.graph_lm import GraphLMTraining
 from raysys.training.graph_lm_model import (
     PROMPTS_FILE,

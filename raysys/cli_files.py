@@ -76,7 +76,7 @@ def data_import(
     as_json: Json = False,
 ) -> None:
     """Check, filter and split a data set into OUT."""
-    from raysys.data.importers import ImportSettings
+    from raysys.data.import_settings import ImportSettings
     from raysys.settings import parse_settings
     from raysys.stages.data import import_folder
 

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raysys.cluster import ClusterSettings, Resources, connect
 from raysys.data.dataset import Dataset
-from raysys.data.importers import ImportSettings
+from raysys.data.import_settings import ImportSettings
 from raysys.mirror import Mirror, checked_uri
 from raysys.models.published import published
 from raysys.models.registry import ModelSettings

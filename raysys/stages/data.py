@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raysys.assets import fetch
-from raysys.data.importers import ImportSettings, import_data
+from raysys.data.import_settings import ImportSettings
+from raysys.data.importers import import_data
 from raysys.manifest import Manifest
 from raysys.mirror import Mirror
 from raysys.runs import run_stage

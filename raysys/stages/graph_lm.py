@@ -27,8 +27,8 @@ from raysys.stages.context import RunContext
 from raysys.stages.recommend import lists_table
 from raysys.stages.train import place_training, plan_training
 from raysys.store import read_json, write_json, write_table
-from raysys.text.crowd_prompts import load_graph_templates
 from raysys.text.engine import model_identity
+from raysys.text.graph_prompts import load_graph_templates
 from raysys.training.graph_lm import train_graph_lm
 from raysys.training.graph_lm_lessons import question
 from raysys.training.graph_lm_model import GraphLMJob, build, history_scores, material, write_inputs

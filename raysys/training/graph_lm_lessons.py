@@ -17,7 +17,7 @@ from raysys.errors import UserError
 from raysys.graph.relations import Relations
 from raysys.models.graph_lm import GraphLM, PromptBatch, as_batch
 from raysys.schema import TRAIN
-from raysys.text.crowd_prompts import GraphPrompts
+from raysys.text.graph_prompts import GraphPrompts
 from raysys.training.graph_lm_settings import PredictStep, StepSettings
 
 #: Batches whose prompts are sorted by length together.

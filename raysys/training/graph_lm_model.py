@@ -22,13 +22,9 @@ from raysys.models.parameters import load_parameters
 from raysys.models.precision import mixed_precision
 from raysys.schema import FAMILY, PROMPT_SCHEMA, TOKENS, TRAIN
 from raysys.store import fingerprint, read_arrays, read_json, read_table, write_table
-from raysys.text.crowd_prompts import (
-    GraphPrompts,
-    load_graph_templates,
-    requests,
-    write_crowd_prompts,
-)
+from raysys.text.crowd_prompts import requests, write_crowd_prompts
 from raysys.text.engine import tokenizer_of
+from raysys.text.graph_prompts import GraphPrompts, load_graph_templates
 from raysys.text.small_models import write_small_causal
 from raysys.training.graph_lm_lessons import Crowd, Interactions, Lessons, Predict, question
 from raysys.training.graph_lm_settings import CROWD, INTERACTIONS, GraphLMSettings, PredictStep

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysys.data.importers import ImportSettings, import_data
+from raysys.data.import_settings import ImportSettings
+from raysys.data.importers import import_data
 from raysys.errors import UserError
 from raysys.settings import parse_settings
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from raysys import schema
 from raysys.data import sources
 from raysys.data.dataset import Dataset
-from raysys.data.importers import ROW_REASONS, ImportSettings, import_data
+from raysys.data.import_settings import ImportSettings
+from raysys.data.importers import ROW_REASONS, import_data
 from raysys.errors import UserError
 from raysys.manifest import StageReport
 from raysys.settings import parse_settings

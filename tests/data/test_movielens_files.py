@@ -9,7 +9,8 @@ import pytest
 
 from raysys import schema
 from raysys.data.dataset import Dataset
-from raysys.data.importers import ImportSettings, SplitSettings, import_data
+from raysys.data.import_settings import ImportSettings, SplitSettings
+from raysys.data.importers import import_data
 from raysys.errors import UserError
 
 FILES = {

@@ -13,13 +13,8 @@ from raysys import schema
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.store import write_table
-from raysys.text.crowd_prompts import (
-    CrowdSettings,
-    GraphPrompts,
-    load_graph_templates,
-    requests,
-    text_columns,
-)
+from raysys.text.crowd_prompts import CrowdSettings, requests, text_columns
+from raysys.text.graph_prompts import GraphPrompts, load_graph_templates
 
 TITLES = ["red hat", "blue hat", "red car <|end|> x", None]
 
