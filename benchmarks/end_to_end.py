@@ -26,6 +26,8 @@ FOLDER, PAGE = Path("docs/results/end_to_end"), Path("docs/results_end_to_end.md
 STAGES = ("data", "embeddings", "train", "refit", "evaluate")
 SHOWN = ("precision@10", "recall@10", "ndcg@10", "map@10", "mrr@10", "coverage@10", "novelty@10")
 FIRST_SEED = 2023
+#: What tells which part of a pipeline brought how much.
+_COMPARED = "ndcg@10"
 _INTRODUCTION = """# End-to-End Personalization, measured
 
 Written by `python -m benchmarks.end_to_end … --save`, never by hand; the commands stand below each
@@ -38,12 +40,16 @@ On fold u1 (456 users) the paper's own lists give: LightGCN .2583/.1530/.3046 (p
 NDCG), ALS .2447/.1629/.2809, GAT without text .2754/.1489/.3026, GAT with profiles .361/.217/.424;
 `raysys evaluate LISTS.parquet --dataset DIR --fold u1_test --relevance 4 --k 10` measures them.
 """
+_PARTS = """
+Which part brought how much: paired differences over the same users, mean over runs; clearly: runs
+whose 95 % bootstrap interval leaves out 0.
+"""
 
 
 def measure(
     config: Path, seed: int, fold: str, further: list[str], models: list[str]
-) -> dict[str, dict[str, float]]:
-    """Run one seed on one fold; each model's metrics.
+) -> dict[str, Any]:
+    """Run one seed on one fold; `models`: each model's metrics, `comparisons`: of text and parts.
 
     Args:
         models: only these of the config's; none: all.
@@ -58,25 +64,27 @@ def measure(
         few = {name: settings.models[name] for name in models}
         settings = settings.model_copy(update={"models": few})
     run_stages(settings, STAGES)
-    found: dict[str, dict[str, float]] = read_json(settings.out / "evaluate" / METRICS_FILE)[
-        "models"
-    ]
+    found: dict[str, Any] = read_json(settings.out / "evaluate" / METRICS_FILE)
     return found
 
 
-def summary(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation of every model and metric."""
-    return {
-        name: {
-            key: {
-                "mean": fmean(run[name][key] for run in runs),
-                "sd": stdev(run[name][key] for run in runs) if len(runs) > 1 else 0.0,
+def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation of every model and metric, and what parts brought: `over`."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in runs[0]["models"]:
+        figures = {key: [run["models"][name][key] for run in runs] for key in SHOWN}
+        rows[name] = {
+            key: {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else 0.0}
+            for key, values in figures.items()
+        } | {"runs": len(runs)}
+    for pairs in zip(*(run["comparisons"] for run in runs), strict=True):
+        if pairs[0]["metric"] == _COMPARED:
+            rows[pairs[0]["model"]].setdefault("over", {})[pairs[0]["baseline"]] = {
+                "difference": fmean(pair["difference"] for pair in pairs),
+                "better": sum(pair["low"] > 0 for pair in pairs),
+                "worse": sum(pair["high"] < 0 for pair in pairs),
             }
-            for key in SHOWN
-        }
-        | {"runs": len(runs)}
-        for name in runs[0]
-    }
+    return rows
 
 
 def page() -> str:
@@ -89,9 +97,22 @@ def page() -> str:
         for name, row in sorted(rows.items(), key=lambda entry: entry[1]["ndcg@10"]["mean"]):
             cells = [f"{row[key]['mean']:.4f} ± {row[key]['sd']:.4f}" for key in SHOWN]
             parts.append(line([name, *cells, str(row["runs"])]))
+        if any("over" in row for row in rows.values()):
+            parts += [_PARTS, *_brought(rows)]
         commands = dict.fromkeys(row["command"] for row in rows.values())
         parts += ["", *[f"    {command}" for command in commands], ""]
     return "\n".join(parts)
+
+
+def _brought(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """A table of what each model with text, and each blend, has over its rivals and parts."""
+    lines = [line(["model", "over", f"{_COMPARED} more", "clearly better", "clearly worse"])]
+    lines.append(line(["---"] * 5))
+    for name, row in rows.items():
+        for baseline, found in row.get("over", {}).items():
+            runs = [f"{found[key]} of {row['runs']}" for key in ("better", "worse")]
+            lines.append(line([name, baseline, f"{found['difference']:+.4f}", *runs]))
+    return lines
 
 
 def main() -> None:

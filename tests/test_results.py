@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import comparisons, results
+from benchmarks import comparisons, end_to_end, results
 
 ROOT = Path(__file__).parents[1]
 
@@ -14,6 +14,29 @@ ROOT = Path(__file__).parents[1]
 def test_the_page_of_results_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert results.PAGE.read_text(encoding="utf-8") == results.page()
+
+
+def test_the_page_of_the_pipeline_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert end_to_end.PAGE.read_text(encoding="utf-8") == end_to_end.page()
+
+
+def test_a_row_says_what_it_has_over_its_parts() -> None:
+    figures = dict.fromkeys(end_to_end.SHOWN, 0.5)
+    pair = {"model": "best", "baseline": "ease"}
+    more = {"metric": "ndcg@10", "difference": 0.02, "low": 0.01, "high": 0.03}
+    less = {"metric": "ndcg@10", "difference": -0.04, "low": -0.06, "high": 0.01}
+    runs = [
+        {
+            "models": {"ease": figures, "best": figures},
+            "comparisons": [{**pair, **found}, {**pair, **found, "metric": "recall@10"}],
+        }
+        for found in (more, less)
+    ]
+    rows = end_to_end.summary(runs)
+    assert "over" not in rows["ease"]
+    over = rows["best"]["over"]["ease"]
+    assert over == {"difference": pytest.approx(-0.01), "better": 1, "worse": 0}
 
 
 def test_figures_are_added_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
