@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
 from raysys.evaluation.metrics import paired_bootstrap
 from raysys.evaluation.protocols import RankingResult
 from raysys.evaluation.report_plots import ItemMap, Plot, neighbours, plot_curves, plot_map
+from raysys.pages import page
 from raysys.store import replace_file, write_json
 
 __all__ = [
@@ -156,24 +155,22 @@ def write_report(
         item_map: item vectors to draw; left out of the JSON file.
         seed: for the sample and the projection of the map.
     """
-    page = render(data, item_map, seed)
+    text = render(data, item_map, seed)
     write_json(output / REPORT_JSON, data.model_dump(mode="json"))
-    replace_file(output / REPORT_HTML, lambda path: path.write_text(page, encoding="utf-8"))
+    replace_file(output / REPORT_HTML, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def render(data: ReportData, item_map: ItemMap | None = None, seed: int = 0) -> str:
     """The page as text."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(plain=_plain, duration=_duration, words=_words)
-    template = resources.files("raysys.evaluation").joinpath("report.html")
     controls = [name for name in data.models if name.endswith(CONTROL_SUFFIX)]
     found = dict.fromkeys(key for row in data.models.values() for key in row)
     # The longest lists first: the papers' main columns stand where they are seen at once.
     metrics = sorted(found, key=lambda key: -int(key.partition("@")[2] or 0))
     kinds = {key.partition("@")[0] for key in metrics}
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return page(
+        "raysys.evaluation",
+        "report.html",
+        {"plain": _plain, "duration": _duration, "words": _words},
         data=data,
         describe=_describe,
         metrics=metrics,
