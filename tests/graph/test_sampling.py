@@ -5,7 +5,7 @@ import pytest
 from scipy.sparse import csr_matrix, random_array
 
 from raysys.errors import UserError
-from raysys.graph.sampling import NegativeSampler
+from raysys.graph.sampling import NegativeSampler, with_fake_pairs
 
 
 def test_never_a_positive_and_in_range() -> None:
@@ -53,3 +53,20 @@ def test_user_with_all_items_is_refused() -> None:
 def test_no_positives_at_all() -> None:
     sampler = NegativeSampler(csr_matrix((2, 3), dtype=np.float32))
     assert len(sampler.sample(np.array([0, 1]), np.random.default_rng(0))) == 2
+
+
+def test_fake_interactions_are_new_seeded_and_of_the_right_number() -> None:
+    train = csr_matrix(random_array((50, 20), density=0.3, rng=0, dtype=np.float32))
+    noisy = with_fake_pairs(train, 0.25, np.random.default_rng(3))
+    assert noisy.nnz == train.nnz + round(0.25 * train.nnz)
+    assert noisy.data.tolist() == [1.0] * noisy.nnz
+    assert ((train != 0) > (noisy != 0)).nnz == 0
+    again = with_fake_pairs(train, 0.25, np.random.default_rng(3))
+    assert (noisy != again).nnz == 0
+
+
+def test_fake_interactions_take_half_of_what_is_left_at_most() -> None:
+    train = csr_matrix(np.eye(4, 5, dtype=np.float32) + np.eye(4, 5, k=1, dtype=np.float32))
+    assert with_fake_pairs(train, 6 / 8, np.random.default_rng(0)).nnz == 8 + 6
+    with pytest.raises(UserError, match="12 of all 20 are not in train: lower it"):
+        with_fake_pairs(train, 7 / 8, np.random.default_rng(0))

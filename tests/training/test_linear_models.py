@@ -9,7 +9,6 @@ import pytest
 from toy_models import ITEMS, USERS, toy_model, toy_settings, toy_train, write_toy_dataset
 
 from raysys.errors import UserError
-from raysys.graph.sampling import with_fake_pairs
 from raysys.models.linear import Ease, EaseSettings
 from raysys.models.registry import ModelSettings
 from raysys.models.saved import load_model, save_model, start_from
@@ -88,18 +87,6 @@ def test_text_needs_vectors_and_the_control_deals_them_out_anew(job, tmp_path):
     assert not np.allclose(text.score_block(ROWS), control.score_block(ROWS))
     with pytest.raises(UserError, match="reads profile vectors but none are given"):
         fitted(job, tmp_path, "x", "ease", {}, profiles=None, grid={"text_weight": (0.0, 1.0)})
-
-
-def test_fake_interactions_are_new_seeded_and_of_the_right_number():
-    train = toy_train()
-    noisy = with_fake_pairs(train, 0.25, np.random.default_rng(3))
-    assert noisy.nnz == train.nnz + round(0.25 * train.nnz)
-    assert noisy.data.tolist() == [1.0] * noisy.nnz
-    assert (train - train.multiply(noisy)).nnz == 0
-    again = with_fake_pairs(train, 0.25, np.random.default_rng(3))
-    assert (noisy != again).nnz == 0
-    with pytest.raises(UserError, match="lower it"):
-        with_fake_pairs(train, 5.0, np.random.default_rng(3))
 
 
 def test_noise_touches_train_only(job):
