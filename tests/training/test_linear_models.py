@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_models import ITEMS, USERS, toy_model, toy_settings, toy_train, write_toy_dataset
+from toy_models import ITEMS, USERS, toy_model, toy_settings, write_toy_dataset
 
 from raysys.errors import UserError
 from raysys.models.linear import Ease, EaseSettings
