@@ -196,6 +196,9 @@ def test_bootstrap_refuses_arrays_that_are_not_paired() -> None:
         paired_bootstrap(np.zeros(3), np.zeros(4), seed=0)
     with pytest.raises(ValueError, match="non-empty"):
         paired_bootstrap(np.zeros(0), np.zeros(0), seed=0)
+    with pytest.raises(ValueError, match="0 resamples"):
+        paired_bootstrap(np.zeros(3), np.zeros(3), seed=0, resamples=0)
+    assert paired_bootstrap(np.ones(3), np.zeros(3), seed=0, resamples=1) == (1, 1, 1)
 
 
 @pytest.mark.skipif("RAYSYS_DATA" not in os.environ, reason="RAYSYS_DATA is not set")

@@ -160,8 +160,9 @@ def test_the_longest_path() -> None:
 
 
 def test_an_unknown_node_is_refused() -> None:
-    with pytest.raises(ValueError, match="from 0 to 6, got 7"):
-        relations("linear").of(np.array([[0, 7]]))
+    for ask in (relations("linear").of, relations("linear").of_history):
+        with pytest.raises(ValueError, match="from 0 to 6, got 7"):
+            ask(np.array([[0, 7]]))
     with pytest.raises(ValueError, match="nodes must be"):
         relations("linear").of_history(np.array([[0, -2]]))
 
