@@ -95,6 +95,9 @@ def test_ease_is_repeatable_and_blocks_do_not_matter(solver, monkeypatch):
 
 def test_a_large_catalogue_is_solved_sparsely(monkeypatch):
     assert isinstance(Ease(TRAIN, EaseSettings()).weights, np.ndarray)
+    monkeypatch.setattr(linear, "MAX_DENSE_ITEMS", 3)
+    assert isinstance(Ease(TRAIN, EaseSettings(solver="dense")).weights, np.ndarray)
+    assert isinstance(Ease(TRAIN, EaseSettings()).weights, np.ndarray)
     monkeypatch.setattr(linear, "MAX_DENSE_ITEMS", 2)
     assert issparse(Ease(TRAIN, EaseSettings()).weights)
     with pytest.raises(UserError, match=r"3 x 3 items.*'sparse'"):

@@ -40,6 +40,12 @@ def test_it_searches_wider_for_more_recall() -> None:
     assert wide.probes > narrow.probes
 
 
+def test_without_users_to_try_the_narrowest_search_stands() -> None:
+    index = ItemIndex(clustered(2_000, 1), np.zeros((0, 8), np.float32), recall=0.98)
+    assert index.recall == 1.0
+    assert index.probes == 8
+
+
 @pytest.mark.parametrize(("user", "history"), [("u1", []), (None, ["a"]), ("u2", []), (None, [])])
 def test_a_shelf_answers_the_same_from_it(
     tmp_path: Path, user: str | None, history: list[str]
