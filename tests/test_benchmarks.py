@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from toy_models import write_toy_dataset
 
+from benchmarks import mutants
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,3 +55,20 @@ def test_mistakes_exit_with_2(folder: Path, words: list[str], told: str) -> None
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "mutated", "same"),
+    [
+        ("def f(a: int | None = None) -> int:", "def f(a: int - None = None) -> int:", True),
+        ("def f(a: int | None = None) -> int:", "def f(a: int | None = None) -> int * 2:", True),
+        ("    b: int = a + 1", "    b: int = a - 1", False),
+        ("    b: int = a + 1", "    b: float = a + 1", True),
+    ],
+)
+def test_a_mutant_of_annotations_alone_is_no_other_program(
+    line: str, mutated: str, same: bool
+) -> None:
+    source = "x = 1\n\ndef f(a: int | None = None) -> int:\n    b: int = a + 1\n    return b\n"
+    diff = f"--- mutation diff ---\n--- a/f.py\n+++ b/f.py\n@@ -3,1 +3,1 @@\n-{line}\n+{mutated}"
+    assert mutants.same_program(source, diff) == same
