@@ -34,7 +34,11 @@ def write_comparison(finished: Finished) -> dict[str, Any]:
 
 
 def shown(found: dict[str, Any], without: Collection[str] = _ON_PAGE) -> list[list[str]]:
-    """The table for a terminal: its head, then its rows; columns that say nothing are left out."""
+    """The table: its head, then its rows; columns that say nothing are left out.
+
+    Args:
+        without: columns that do not fit; those that a terminal has no room for.
+    """
     rows = [list(HEAD), *(_cells(name, row) for name, row in found["rows"].items())]
     filled = [any(cells[place] for cells in rows[1:]) for place in range(len(HEAD))]
     kept = [place for place, name in enumerate(HEAD) if filled[place] and name not in without]
@@ -50,7 +54,7 @@ def _markdown(found: dict[str, Any]) -> str:
 
 
 def _cells(name: str, row: dict[str, Any]) -> list[str]:
-    """A row of the page's first table, in the order of `HEAD`."""
+    """A row of the table, in the order of `HEAD`."""
     minus = row["minus"]
     difference = "" if minus is None else _with_interval(minus["ndcg"], "+")
     beyond, memory = row["beyond"], row["peak_gib"]
@@ -75,6 +79,7 @@ def _with_interval(figure: dict[str, float], sign: str = "") -> str:
 
 def _write_page(path: Path, finished: Finished, found: dict[str, Any]) -> None:
     rows = found["rows"]
+    head, *cells = shown(found, without=())
     metrics = [
         [name, *(f"{row['metrics'][metric]['mean']:.4f}" for metric in METRICS)]
         for name, row in rows.items()
@@ -88,8 +93,8 @@ def _write_page(path: Path, finished: Finished, found: dict[str, Any]) -> None:
         "compare.html",
         run=finished.settings.run,
         found=found,
-        head=HEAD,
-        rows=[_cells(name, row) for name, row in rows.items()],
+        head=head,
+        rows=cells,
         metric_head=["row", *(f"{metric}@{found['k']}" for metric in METRICS)],
         metrics=metrics,
         slice_head=["row", *(f"{part} ({count} users)" for part, count in found["slices"].items())],
