@@ -152,6 +152,13 @@ def test_figures_on_the_page() -> None:
     assert '"seed": 2023' in page.text["reproduce"]
 
 
+def test_every_model_but_the_baseline_shows_its_change() -> None:
+    models = {"ease": {"recall@20": 0.05}, "lightgcn": {"recall@20": 0.1}}
+    shown = words(Page(render(example(models=models, comparisons=[]))).text["models"])
+    assert "0.0500 -50.0 %" in shown
+    assert shown.count(" %") == 1
+
+
 def test_best_of_each_column_is_bold_and_ties_share_it() -> None:
     page = render(example())
     bold = re.findall(r'<td class="number best">([\d.]+)<', page)
