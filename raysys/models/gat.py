@@ -89,14 +89,14 @@ class AttentionLayer(torch.nn.Module):
         x: torch.Tensor,
         pattern: SparsePattern,
         marks: torch.Tensor,
-        rate: float = 0.0,
-        generator: torch.Generator | None = None,
+        rate: float,
+        generator: torch.Generator | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, before) -> what neighbours say and what a node keeps of itself, each (N, H·C).
 
         Args:
             marks: (E,) a number for each entry of the pattern.
-            rate, generator: dropout of the weights α, which hides edges from a step.
+            rate, generator: dropout of the weights α, which hides edges from a step; none: no dropout.
         """
         sources = functional.linear(x, self.source, self.source_bias).view(-1, *self.shape)
         targets = functional.linear(x, self.target, self.target_bias).view(-1, *self.shape)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from raysys.evaluation.candidates import candidate_metrics, hit_metrics
+from raysys.evaluation.candidates import candidate_metrics, hit_metrics, question_metrics
 
 
 def test_worked_by_hand():
@@ -40,6 +40,13 @@ def test_ties_are_the_mean_over_every_order():
             ranked = sorted(order, key=lambda place: -scores[place])  # stable: keeps the order
             hits.append(ranked.index(0) < 2)
         assert found["recall@2"][row] == pytest.approx(np.mean(hits))
+
+
+def test_the_positive_may_stand_anywhere_among_the_candidates():
+    scores = np.array([[5.0, 1.0, 2.0], [3.0, 1.0, 2.0], [3.0, 2.0, 1.0], [0.0, 9.0, 8.0]])
+    found = question_metrics(scores, [0, 1, 1, 2], [1, 3])
+    assert found["recall@1"].tolist() == [1, 0, 0, 0]
+    assert found["mrr@3"] == pytest.approx([1, 1 / 3, 1 / 2, 1 / 2])
 
 
 def test_nan_and_shapes_are_refused():

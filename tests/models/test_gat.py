@@ -52,7 +52,7 @@ def test_the_layer_equals_the_librarys_forward_and_backward(block, monkeypatch):
     x = torch.randn(graph.nodes, 6, generator=generator())
     first, second = x.clone().requires_grad_(), x.clone().requires_grad_()
     marks = torch.randn(len(graph.columns), generator=generator())
-    ours = sum(layer(first, graph, marks))
+    ours = sum(layer(first, graph, marks, 0.0, None))
     # Row i gathers from column j: the library's edges run from source to target.
     ends = torch.stack([graph.columns.long(), graph.rows])
     expected = theirs(second, ends, marks[:, None])
