@@ -96,7 +96,7 @@ class AttentionLayer(torch.nn.Module):
 
         Args:
             marks: (E,) a number for each entry of the pattern.
-            rate, generator: dropout of the weights α, which hides edges from a step; none: no dropout.
+            rate, generator: of dropout of the weights α, which hides edges from a step; or none.
         """
         sources = functional.linear(x, self.source, self.source_bias).view(-1, *self.shape)
         targets = functional.linear(x, self.target, self.target_bias).view(-1, *self.shape)
