@@ -25,6 +25,11 @@ def test_histories_stand_left_the_latest_items_are_kept_and_nothing_is_zero():
     assert found.tolist() == [[5, 1, 0], [7, 8, 9], [0, 0, 0]]
 
 
+def test_items_and_the_one_that_fills_up_have_a_row_each(model):
+    assert model.items.weight.shape == (10 + 1, 16)
+    assert not model(torch.zeros(1, 6, dtype=torch.int64)).isnan().any()
+
+
 def test_no_place_sees_what_comes_later(model):
     one, other = (model(torch.tensor([[1, 2, 3, last]])) for last in (4, 9))
     torch.testing.assert_close(one[:, :3], other[:, :3])

@@ -17,6 +17,9 @@ def test_fusion_by_hand():
     assert min_max(np.array([])).size == 0
     with pytest.raises(ValueError, match="finite"):
         fuse(np.array([np.nan]), np.array([1.0]), 0.5)
+    for llm, graph in ((1, 2), (2, 1)):
+        with pytest.raises(ValueError, match="one finite score for each"):
+            fuse(np.ones(llm), np.ones(graph), 0.5)
 
 
 def test_equals_stay_in_the_graphs_order():
