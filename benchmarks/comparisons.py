@@ -3,46 +3,23 @@
     python -m benchmarks.comparisons CONFIG [key=value …] --save
 
 runs the comparison (finished rows are not run again) and, with `--save`, keeps its table as
-docs/results/compare/NAME.md, NAME the config's, and shows it wherever a page has its two marks.
+docs/results/tables/NAME.md, NAME the config's, and shows it wherever a page has its two marks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 from pathlib import Path
 
+from benchmarks.tables import save
 from raysys.comparison.page import TABLE_FILE, write_comparison
 from raysys.comparison.settings import CompareSettings
 from raysys.comparison.work import run_rows
 from raysys.observe import configure_logging
 from raysys.settings import load_settings
-
-FOLDER = Path("docs/results/compare")
-PAGES = (Path("README.md"), Path("docs/compare.md"))
-#: Everything between these two is a kept table.
-_PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-
-
-def shown(page: str) -> str:
-    """A page with the tables that are kept, each between its marks."""
-
-    def filled(place: re.Match[str]) -> str:
-        table = (FOLDER / f"{place[2]}.md").read_text(encoding="utf-8")
-        return f"{place[1]}\n{table}\n{place[3]}"
-
-    return _PLACE.sub(filled, page)
-
-
-def save(name: str, table: str, command: str) -> None:
-    """Keep a table, and show it where it belongs."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{name}.md").write_text(f"{table}\n    {command}\n", encoding="utf-8")
-    for page in PAGES:
-        page.write_text(shown(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def main() -> None:

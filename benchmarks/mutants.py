@@ -20,6 +20,8 @@ import tempfile
 from contextlib import closing
 from pathlib import Path
 
+from benchmarks.tables import markdown, save, this_command
+
 MODULES = ("raysys/models", "raysys/graph", "raysys/evaluation", "raysys/ranking")
 #: After the tests that import the mutated module.
 ALL = ("tests/graph", "tests/ranking", "tests/evaluation", "tests/models", "tests/golden")
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--cosmic-ray", default="cosmic-ray", help="its command")
     parser.add_argument("--sample", type=int, default=80)
     parser.add_argument("--seed", type=int, default=2023)
+    parser.add_argument("--save", action="store_true", help="show the table in CONTRIBUTING.md")
     parser.add_argument("--folder", type=Path, help="kept; a run that stopped goes on in it")
     arguments = parser.parse_args()
     if arguments.tests:
@@ -123,15 +126,31 @@ def main() -> None:
         for path, row, outcome, diff in results
         if another_program((folder / path).read_text(encoding="utf-8"), diff)
     ]
-    survivors = [f"{path}:{row}\n{diff}" for path, row, out, diff in counted if out == "SURVIVED"]
-    print("\n".join(survivors), file=sys.stderr)
+    survivors = [(path, row, diff) for path, row, out, diff in counted if out == "SURVIVED"]
     figures = {
         "mutants": len(counted),
         "no_other_program": len(results) - len(counted),
         "killed": len(counted) - len(survivors),
         "killed_share": round(1 - len(survivors) / max(1, len(counted)), 3),
     }
+    rows = [[f"`{path}:{row}`", *changed(diff)] for path, row, diff in survivors]
+    table = markdown(["survivor", "line", "mutant"], rows)
+    about = f"{figures['killed']} of {len(counted)} mutants killed; the others:\n\n"
+    print(about + table, file=sys.stderr)
+    if arguments.save:
+        save("mutants", about + table, this_command("mutants"))
     print(json.dumps({"benchmark": "mutants", "figures": figures}))
+
+
+def changed(diff: str) -> list[str]:
+    """The lines that a mutant changes, before and after."""
+    lines = diff.splitlines()[3:]
+    return [
+        " ".join(
+            f"`{line[1:].strip()}`" for line in lines if line[:1] == sign and line[1:].strip()
+        ).replace("|", "\\|")
+        for sign in "-+"
+    ]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from benchmarks.llm_throughput import (
     in_another_process,
     warm_generation,
 )
+from benchmarks.tables import markdown, save, this_command
 from raysys.data.dataset import Dataset
 from raysys.models.linear import ItemKNN, ItemKNNSettings
 from raysys.ranking.rerank import MethodSettings
@@ -56,6 +57,25 @@ def pools_of(dataset: Dataset, size: int) -> dict[str, Pool]:
     }
 
 
+def table_of(figures: dict[str, Any]) -> str:
+    """The figures as markdown."""
+    head = ["method", "calls a user", "tokens a user", "times as fast as one question at a time"]
+    rows = [
+        [
+            f"`{method}`",
+            f"{figures[method]['calls_per_user']:.1f}",
+            f"{figures[method]['tokens_per_user']:,.0f}",
+            f"{figures[method]['speedup']:.1f}",
+        ]
+        for method in METHODS
+    ]
+    about = (
+        f"{figures['users']} users, pools of {figures['pool']}; prefix caching makes vLLM "
+        f"{figures['prefix_cache_speedup']:.2f} times as fast on `relevancy`"
+    )
+    return f"{markdown(head, rows)}\n{about}\n"
+
+
 def main() -> None:
     """Run all and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -63,6 +83,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=40)
     parser.add_argument("--pool", type=int, default=20)
     parser.add_argument("--alone", type=int, default=20, help="questions of the plain loop")
+    parser.add_argument("--save", action="store_true", help="show the table in docs/rerank.md")
     arguments = parser.parse_args()
     prompts = load_prompts("rerank", "games", words=0)
     figures: dict[str, Any] = {"users": arguments.users, "pool": arguments.pool}
@@ -97,6 +118,8 @@ def main() -> None:
         loop = single[method] * row["calls_per_user"] * len(pools)
         row["speedup"] = round(loop / row["seconds"], 1)
     figures["prefix_cache_speedup"] = round(without["relevancy"] / with_cache["relevancy"], 2)
+    if arguments.save:
+        save("rerank", table_of(figures), this_command("rerank"))
     print(json.dumps({"benchmark": "rerank", "figures": figures}))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import comparisons, end_to_end, results
+from benchmarks import end_to_end, results, tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,24 +51,24 @@ def test_figures_are_added_to_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert "    python -m benchmarks.reproduce --dataset mine" in text
 
 
-@pytest.mark.parametrize("page", comparisons.PAGES, ids=str)
+@pytest.mark.parametrize("page", tables.PAGES, ids=str)
 def test_pages_show_the_tables_of_comparisons_as_they_were_written(
     page: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     text = page.read_text(encoding="utf-8")
     assert "<!-- table " in text
-    assert text == comparisons.shown(text)
+    assert text == tables.shown(text)
 
 
 def test_a_table_is_kept_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
     page = "before\n<!-- table mine -->\nold\n<!-- end of table -->\nafter\n"
-    for path in comparisons.PAGES:
+    for path in tables.PAGES:
         path.write_text(page, encoding="utf-8")
     for table in ("| a |\n", "| b |\n"):
-        comparisons.save("mine", table, "raysys compare mine.toml")
+        tables.save("mine", table, "raysys compare mine.toml")
     shown = "before\n<!-- table mine -->\n\n| b |\n\n    raysys compare mine.toml\n\n"
     assert Path("README.md").read_text(encoding="utf-8").startswith(shown)
     assert Path("README.md").read_text(encoding="utf-8").endswith("after\n")
