@@ -32,9 +32,10 @@ con with a batch, log-Q weighted, in place of all users as denominator; `0` afte
 run with weight 0, the fair baseline; `_shuffled` is the control, whose texts are dealt out anew
 among the items and among the users; `a+b` is a blend of two models' scores.
 
-Texts are the items' columns (beauty: title, keywords; games: title) as all-MiniLM-L6-v2 encodes
-them; a user's vector is the mean of the train items'. `python -m benchmarks.text_vectors --dataset
-NAME --columns title,keywords --out FILE` makes the files that `--vectors` reads.
+Texts are the items' columns (beauty: title, keywords; games: title; ml-1m: title, genres, plot) as
+all-MiniLM-L6-v2 encodes them; a user's vector is the mean of the train items'. `python -m
+benchmarks.text_vectors --dataset NAME --columns title,keywords --out FILE` makes the files that
+`--vectors` reads.
 """
 
 
