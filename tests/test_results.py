@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import end_to_end, results, tables
+from benchmarks import end_to_end, rerank_choice, results, tables
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,3 +72,14 @@ def test_a_table_is_kept_and_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     shown = "before\n<!-- table mine -->\n\n| b |\n\n    raysys compare mine.toml\n\n"
     assert Path("README.md").read_text(encoding="utf-8").startswith(shown)
     assert Path("README.md").read_text(encoding="utf-8").endswith("after\n")
+
+
+def test_what_validation_tried_is_a_table() -> None:
+    rows = [(0.0, None, 0.3), (0.5, 10, 0.31), (0.5, None, 0.29), (1.0, 10, 0.2), (1.0, None, 0.1)]
+    tried = [{"weight": weight, "below": below, "ndcg@20": f} for weight, below, f in rows]
+    table = rerank_choice.table_of({"weight": 0.5, "below": 10, "tried": tried}).splitlines()
+    assert table[0] == "| weight | below 10 likes | all users |"
+    assert table[2] == "| 0 | 0.3000 | 0.3000 |"
+    assert table[3] == "| 0.5 | **0.3100** | 0.2900 |"
+    assert table[4] == "| 1 | 0.2000 | 0.1000 |"
+    assert table[-1].startswith("ndcg@20")
