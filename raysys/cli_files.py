@@ -30,11 +30,12 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Copy a config that comes with raysys, to start from."""
-    from raysys.starters import copy_starter, starters
+    from raysys.starters import command_of, copy_starter, starters
 
     path = copy_starter(name, out)
+    command = f"raysys {command_of(name.removesuffix('.toml'))} {path}"
     others = ", ".join(other for other in starters() if other != path.stem)
-    lines = [f"written: {path}", f"next: raysys run {path}", f"others: {others}"]
+    lines = [f"written: {path}", f"next: {command}", f"others: {others}"]
     print_result(as_json, {"path": str(path), "configs": list(starters())}, lines)
 
 

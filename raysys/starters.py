@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def starters() -> dict[str, Path]:
         files = []
     found = [Path(str(file.locate())) for file in files if _SHARE in file.as_posix()]
     return {path.stem: path.resolve() for path in sorted(found) if path.suffix == ".toml"}
+
+
+def command_of(name: str) -> str:
+    """The command that a config is for, as its first lines say it: `run`, `train elmrec`, …"""
+    text = starters()[name].read_text(encoding="utf-8")
+    found = re.search(rf"`raysys ([a-z -]+) configs/{re.escape(name)}\.toml", text)
+    return "run" if found is None else found[1]
 
 
 def copy_starter(name: str, target: Path) -> Path:

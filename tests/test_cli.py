@@ -182,6 +182,16 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(files, tmp_path, cap
     assert not (out / "item_profiles").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("own_data", "run"), ("compare.toml", "compare"), ("graph_lm_gpu", "train graph-lm")],
+)
+def test_a_copied_config_says_the_command_it_is_for(tmp_path, capsys, name, command):
+    path = tmp_path / "mine.toml"
+    assert main(["init", name, "--out", str(path)]) == 0
+    assert f"next: raysys {command} {path}" in capsys.readouterr().out.splitlines()
+
+
 def test_a_comparison_finds_the_config_of_its_run_beside_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     copy_starter("compare", tmp_path / "compare.toml")

@@ -178,5 +178,9 @@ def _outcome(row: Row, found: dict[str, Any]) -> Done:
 
 
 def tokens(stages: dict[str, Manifest], kind: str) -> int:
-    """The tokens of a kind that these stages had a language model read or write."""
-    return int(sum(manifest.figures.get(kind, 0) for manifest in stages.values()))
+    """The tokens of a kind that a language model reads or writes for these stages.
+
+    Replies that were there already count too: what a row costs does not depend on what ran before.
+    """
+    kinds = (kind, f"cached_{kind}")
+    return int(sum(one.figures.get(name, 0) for one in stages.values() for name in kinds))

@@ -145,6 +145,8 @@ def _rerank(context: RunContext, output: Path) -> StageReport:
             "weight": choice.weight,
             "calls": float(asked.generated),
             "cached_calls": float(asked.cached),
+            "cached_prompt_tokens": float(asked.cached_prompt_tokens),
+            "cached_generated_tokens": float(asked.cached_generated_tokens),
             "prompt_tokens": float(asked.prompt_tokens),
             "generated_tokens": float(asked.generated_tokens),
             "seconds": round(asked.seconds, 1),

@@ -72,7 +72,7 @@ class Request:
 
 @dataclass
 class Counters:
-    """What a stage has asked so far; tokens are those of replies that were not cached."""
+    """What a stage has asked so far; tokens of replies that were cached are counted apart."""
 
     asked: int = 0
     cached: int = 0
@@ -80,6 +80,8 @@ class Counters:
     failed: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    cached_generated_tokens: int = 0
     seconds: float = 0.0
 
 
@@ -104,6 +106,8 @@ class Asker(ABC):
         missing = {key: wanted[key] for key in wanted if key not in found}
         self.counters.asked += len(keys)
         self.counters.cached += sum(key in found for key in keys)
+        self.counters.cached_prompt_tokens += sum(one.prompt_tokens for one in found.values())
+        self.counters.cached_generated_tokens += sum(one.generated_tokens for one in found.values())
         if missing:
             if found:
                 logger.info("%s: %d of %d replies found", label, len(found), len(wanted))

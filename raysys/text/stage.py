@@ -194,6 +194,8 @@ def _figures(writer: Writer, texts: list[Text]) -> dict[str, float]:
         "generated_tokens": float(asked.generated_tokens),
         "calls": float(asked.generated),
         "cached_calls": float(asked.cached),
+        "cached_prompt_tokens": float(asked.cached_prompt_tokens),
+        "cached_generated_tokens": float(asked.cached_generated_tokens),
         "seconds": round(seconds, 1),
         "tokens_per_s": round(asked.generated_tokens / seconds, 1) if seconds else 0.0,
         "valid_at_once": round(counts.valid_at_once / max(1, counts.replies), 4),

@@ -212,7 +212,8 @@ def test_a_reranker_costs_what_it_was_asked_and_a_share_of_the_texts(tmp_path: P
     run_stages(row.run, ["data"])
     write_test_lists(row.folder, np.array([0]), {row.lists: np.array([[0, 1, 2]])})
     cost = Cost(fingerprints={}, seconds=1.0, peak_gib=None, prompt_tokens=600, generated_tokens=0)
-    texts: Any = SimpleNamespace(figures={"prompt_tokens": 100, "generated_tokens": 20}, seconds=1)
+    tokens = {"prompt_tokens": 60, "cached_prompt_tokens": 40, "generated_tokens": 20}
+    texts: Any = SimpleNamespace(figures=tokens, seconds=1)
     found = measure(Finished(settings, [Done(row, cost)], {"data": texts}, tmp_path / BASE))
     # 600 for 20 users who were asked, 120 for all 60.
     assert found["rows"]["asked"]["tokens_per_1000_users"] == 30_000 + 2_000

@@ -64,7 +64,7 @@ def test_a_dry_run_counts_what_would_be_asked(tmp_path):
             return {"m": 1}
 
     cache = ReplyCache(tmp_path / "c")
-    cache.put([(request_key({"m": 1}, CHAT), Reply("paid"))])
+    cache.put([(request_key({"m": 1}, CHAT), Reply("paid", "", 7, 2))])
     dry = DryRun(Engine(), cache)
     new = Request([{"role": "user", "content": "five words are in here"}], 9, CHAT.schema, LONGEST)
     replies = dry.ask([CHAT, new, new])
@@ -72,6 +72,7 @@ def test_a_dry_run_counts_what_would_be_asked(tmp_path):
     counters = dry.counters
     assert (counters.asked, counters.cached, counters.generated) == (3, 1, 1)
     assert (counters.prompt_tokens, counters.generated_tokens, counters.seconds) == (5, 3, 0)
+    assert (counters.cached_prompt_tokens, counters.cached_generated_tokens) == (7, 2)
     cache.keep_rate(fingerprint({"m": 1}), 2.0)
     dry.ask([Request([{"role": "user", "content": "z"}], 9, CHAT.schema, LONGEST)])
     assert counters.seconds == counters.generated_tokens / 2
