@@ -25,7 +25,7 @@ from benchmarks.reproduce import Data, find_dataset
 from raysys.errors import UserError
 from raysys.evaluation.protocols import all_rank
 from raysys.graph.bipartite import bipartite_graph
-from raysys.models.align import ContrastiveAlignment
+from raysys.models.contrastive import ContrastiveAlignment
 from raysys.models.profiles import Profiles
 from raysys.models.registry import ModelSettings, build_model
 from raysys.models.saved import Embeddings

@@ -49,6 +49,11 @@ GRIDS: dict[str, dict[str, tuple[float | str, ...]]] = {
     "ease_text": {"reg": (100.0, 200.0, 400.0), "text_weight": (30.0, 100.0, 300.0)},
     "blend": {"weight": tuple(round(step / 10, 1) for step in range(11))},
 }
+#: What makes an alignment's cost grow no faster than the graph.
+SAMPLED: dict[str, dict[str, Any]] = {
+    "con": {"denominator": "sampled"},
+    "gen": {"recon_nodes": 2048},
+}
 INTERACTIONS = ("interactions.parquet", "interactions_implicit.parquet")
 
 
@@ -93,9 +98,10 @@ class Bench:
     """Fits models once for each seed; a blend asks for its two parts.
 
     Names: `popularity`; `itemknn`, `ease`, `ease_sparse`, `ease_text`; a backbone, with `_con` or
-    `_gen` for RLMRec's aligned row (`_sampled`: con with the sampled denominator), then `0` for the
-    same with weight 0, or `_shuffled` for the control with the texts dealt out anew (also
-    `ease_text_shuffled`); `a+b`: the blend of both.
+    `_gen` for RLMRec's aligned row (`_sampled`: con with the sampled denominator; `_gen_sampled`:
+    gen that reconstructs 2,048 of the hidden nodes), then `0` for the same with weight 0, or
+    `_shuffled` for the control with the texts dealt out anew (also `ease_text_shuffled`); `a+b`:
+    the blend of both.
     """
 
     def __init__(self, data: Data, seed: int, patience: int) -> None:
@@ -145,10 +151,12 @@ class Bench:
         kind, weight = rest.removesuffix("_shuffled"), None
         if kind.endswith("0"):
             kind, weight = kind[:-1], 0.0
-        sampled = kind == "sampled"
-        settings = published(backbone, "con" if sampled else kind or "none", weight=weight)
+        sampled = kind.endswith("sampled")
+        if sampled:
+            kind = kind.removesuffix("sampled").removesuffix("_") or "con"
+        settings = published(backbone, kind or "none", weight=weight)
         if sampled and settings.alignment:
-            alignment = settings.alignment.model_copy(update={"denominator": "sampled"})
+            alignment = settings.alignment.model_copy(update=SAMPLED[kind])
             settings = settings.model_copy(update={"alignment": alignment})
         profiles = self._profiles(name) if settings.alignment else None
         model = build_model(settings, bipartite_graph(data.train), profiles, self.seed)

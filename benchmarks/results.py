@@ -28,9 +28,10 @@ table. All items are ranked, train items are left out, every choice is made on v
 is looked at once (RLMRec, section 4.1.2). ± is the standard deviation over seeds 2023, 2024, …
 
 Names: `_con` and `_gen` are RLMRec's alignments with its settings for Amazon-book; `_sampled` is
-con with a batch, log-Q weighted, in place of all users as denominator; `0` after them is the same
-run with weight 0, the fair baseline; `_shuffled` is the control, whose texts are dealt out anew
-among the items and among the users; `a+b` is a blend of two models' scores.
+con with a batch, log-Q weighted, in place of all users as denominator; `_gen_sampled` is gen that
+reconstructs 2,048 of the hidden nodes in each step, not all; `0` after them is the same run with
+weight 0, the fair baseline; `_shuffled` is the control, whose texts are dealt out anew among the
+items and among the users; `a+b` is a blend of two models' scores.
 
 Texts are the items' columns (beauty: title, keywords; games: title; ml-1m: title, genres, plot) as
 all-MiniLM-L6-v2 encodes them; a user's vector is the mean of the train items'. `python -m

@@ -13,8 +13,8 @@ from scipy.sparse import csr_matrix
 
 from raysys import schema
 from raysys.graph.bipartite import bipartite_graph
-from raysys.models.align import ContrastiveAlignment
 from raysys.models.base import Batch, Recommender
+from raysys.models.contrastive import ContrastiveAlignment
 from raysys.models.profiles import Profiles
 from raysys.models.registry import ModelSettings, build_model
 from raysys.store import write_arrays, write_table

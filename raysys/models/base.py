@@ -56,7 +56,7 @@ class Encoded:
         users: (U, d) final embeddings.
         items: (I, d) final embeddings.
         inner: whatever else the same backbone's losses need.
-        masked: (n,) what a wrapper replaced in `start`, in the wrapper's own numbering.
+        masked: (n,) replaced rows of `start` that a wrapper's loss is about, in its own numbering.
     """
 
     start: torch.Tensor

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from raysys.errors import UserError
 from raysys.graph.bipartite import BipartiteGraph
-from raysys.models.align import Aligned
+from raysys.models.aligned import Aligned
 from raysys.models.base import Others, Recommender
 from raysys.models.linear import Blend, BlendSettings, ItemWeights
 from raysys.models.parameters import load_parameters, parameters_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raysys.graph.bipartite import bipartite_graph
-from raysys.models.align import Aligned
+from raysys.models.aligned import Aligned
 from raysys.models.registry import build_model
 from raysys.models.saved import save_model, start_from
 from raysys.store import write_json

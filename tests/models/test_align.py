@@ -17,8 +17,10 @@ from toy_models import (
 from raysys.errors import UserError
 from raysys.graph.bipartite import bipartite_graph
 from raysys.graph.propagation import drop_edges
-from raysys.models.align import Aligned, Contrastive, GenerativeAlignment, matmul_type
-from raysys.models.base import Batch
+from raysys.models.aligned import Aligned, matmul_type
+from raysys.models.base import Batch, Recommender
+from raysys.models.contrastive import Contrastive
+from raysys.models.generative import GenerativeAlignment
 from raysys.models.profiles import Profiles
 from raysys.models.registry import ModelSettings, build_model
 from raysys.settings import parse_settings
@@ -162,6 +164,37 @@ def test_reconstruction_weight_zero_keeps_the_hiding() -> None:
     off, on, other = losses(0.0, 0.5), losses(1.0, 0.5), losses(1.0, 0.1)
     assert off["align"] == 0 < on["align"]
     assert off["bpr"] == on["bpr"] != other["bpr"]
+
+
+@pytest.mark.parametrize("nodes", [2, 4, 1000])
+def test_a_sample_of_the_hidden_nodes_is_reconstructed(nodes: int) -> None:
+    def model(recon_nodes: int | None) -> Recommender:
+        alignment = GenerativeAlignment(
+            kind="gen", mask_ratio=0.4, recon_nodes=recon_nodes, matmul="float32"
+        )
+        return toy_model(toy_settings().model_copy(update={"alignment": alignment}))
+
+    some, every = model(nodes), model(None)
+    encoded, whole = (m.encode(m.initial_embeddings(), generator()) for m in (some, every))
+    torch.testing.assert_close(encoded.start, whole.start)  # as many are hidden
+    asked = encoded.masked
+    assert len(asked) == min(nodes, len(whole.masked)) == len(asked.unique())
+    assert set(asked.tolist()) <= set(whole.masked.tolist())
+
+    # The loss by hand; users and then items that have a profile are numbered in a row.
+    profiles = toy_profiles()
+    texts = np.concatenate(
+        [profiles.users[profiles.user_has_profile], profiles.items[profiles.item_has_profile]]
+    )[asked]
+    rows = np.concatenate([profiles.user_has_profile, profiles.item_has_profile]).nonzero()[0]
+    outputs = torch.cat([encoded.users, encoded.items])[torch.from_numpy(rows)[asked]]
+    unit = torch.nn.functional.normalize
+    cosines = unit(some.mlp(outputs)) @ unit(torch.tensor(texts)).T / 0.5
+    expected = 0.1 * (cosines.logsumexp(dim=1) - cosines.diagonal()).mean()
+    found = some.alignment(encoded, toy_batch())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    parts = [some.alignment(encoded, toy_batch(worker, 3)) for worker in range(3)]
+    torch.testing.assert_close(sum(parts), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_config_without_a_kind_means_contrastive() -> None:

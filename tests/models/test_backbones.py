@@ -10,8 +10,9 @@ from toy_models import ITEMS, USERS, WIDTH, generator, toy_batch, toy_profiles, 
 
 from raysys.graph.bipartite import bipartite_graph
 from raysys.graph.propagation import drop_edges
-from raysys.models.align import ContrastiveAlignment, GenerativeAlignment
 from raysys.models.base import Recommender
+from raysys.models.contrastive import ContrastiveAlignment
+from raysys.models.generative import GenerativeAlignment
 from raysys.models.registry import BACKBONES, ModelSettings, build_model
 from raysys.models.saved import Embeddings, load_model, restore_model, save_model
 from raysys.schema import DISLIKED
