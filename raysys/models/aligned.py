@@ -68,7 +68,7 @@ class Aligned(Recommender):
         hidden = sum(widths) // 2
         self.mlp = torch.nn.Sequential(
             torch.nn.Linear(widths[0], hidden),
-            torch.nn.LeakyReLU(),
+            torch.nn.LeakyReLU(inplace=True),
             torch.nn.Linear(hidden, widths[1]),
         )
         for layer in self.mlp:
