@@ -30,8 +30,8 @@ from raysys.graph.bipartite import bipartite_graph
 from raysys.models.base import ScoreBlock
 from raysys.models.popularity import Popularity
 from raysys.models.profiles import Profiles, shuffled, with_users_from_items
-from raysys.models.published import published
-from raysys.models.registry import BACKBONES, ModelSettings, build_model
+from raysys.models.published import PUBLISHED_BACKBONES, published
+from raysys.models.registry import ModelSettings, build_model
 from raysys.models.saved import Embeddings
 from raysys.schema import ITEM_ID, SPLIT, SPLITS, USER_ID
 from raysys.store import read_table, write_json
@@ -82,6 +82,9 @@ class Data:
             return csr_matrix((np.ones(chosen.sum(), np.float32), pairs), shape)
 
         self.train, self.valid, self.test = map(matrix, SPLITS)
+        for name, part in zip(SPLITS, (self.train, self.valid, self.test), strict=True):
+            if not part.nnz:
+                raise UserError(f"{file}: no row has the split '{name}'.")
         self.profiles: Profiles | None = None
         if vectors is not None:
             digest.update(vectors.read_bytes())
@@ -158,7 +161,7 @@ class Bench:
         if sampled and settings.alignment:
             alignment = settings.alignment.model_copy(update=SAMPLED[kind])
             settings = settings.model_copy(update={"alignment": alignment})
-        profiles = self._profiles(name) if settings.alignment else None
+        profiles = self._profiles(name) if settings.reads_profiles() else None
         model = build_model(settings, bipartite_graph(data.train), profiles, self.seed)
         train = TrainSettings(seed=self.seed, patience=self.patience)
         training = GraphTraining(model, data.train, data.valid, train)
@@ -181,7 +184,7 @@ def _show(name: str, training: GraphTraining) -> None:
         print(f"  {name} epoch {training.epoch}: validation {recall:.4f}", file=sys.stderr)
 
 
-DEFAULT = ("popularity", "itemknn", "ease", *BACKBONES, "ease+lightgcn")
+DEFAULT = ("popularity", "itemknn", "ease", *PUBLISHED_BACKBONES, "ease+lightgcn")
 
 
 def find_dataset(given: str) -> Path:

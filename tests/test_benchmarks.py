@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from toy_models import write_toy_dataset
 
 from benchmarks import mutants
+from raysys.store import write_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +57,14 @@ def test_mistakes_exit_with_2(folder: Path, words: list[str], told: str) -> None
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_split_that_is_missing_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    rows = {"user_id": ["a", "a"], "item_id": ["x", "y"], "split": ["train", "test"]}
+    write_table(tmp_path / "interactions.parquet", pa.table(rows))
+    done = reproduce("--dataset", str(tmp_path))
+    assert done.returncode == 2
+    assert "no row has the split 'valid'" in done.stderr
 
 
 @pytest.mark.parametrize(

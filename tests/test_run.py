@@ -9,11 +9,15 @@ import pyarrow as pa
 import pytest
 from toy_models import ITEMS, toy_profiles, toy_train, toy_valid
 
+from raysys.data.dataset import Dataset
+from raysys.evaluation.kept_lists import read_test_lists
 from raysys.pipeline import run_stages
+from raysys.schema import TEST, TRAIN
 from raysys.settings import parse_settings
 from raysys.stages.context import RunSettings, Share
 from raysys.store import read_json, read_table, write_table
 from raysys.text.vectors import VECTOR
+from raysys.training.jobs import trained_on
 
 
 @pytest.fixture
@@ -39,7 +43,8 @@ def settings(tmp_path: Path) -> RunSettings:
         "embeddings": {"item_vectors": tmp_path / "vectors.parquet", "users_from_items": True},
         "models": {
             "graph": {"settings": {"width": 8}, "alignment": {"kind": "gen"}},
-            "again": {"settings": {"width": 8}, "start_from": "graph", "train_noise": 0.1},
+            "graph0": {"settings": {"width": 8}, "alignment": {"kind": "gen", "recon_weight": 0}},
+            "again": {"settings": {"width": 8}, "start_from": "graph", "train_noise": 0.3},
             "ease": {"backbone": "ease", "settings": {"reg": 5.0}},
             "text": text,
             "text_shuffled": text | {"shuffle_profiles": True},
@@ -66,7 +71,15 @@ def test_a_run_with_own_vectors_and_every_kind_of_model(
     assert set(report["models"]) == {"popularity", *settings.models}
     pairs = {(row["model"], row["baseline"]) for row in report["comparisons"]}
     assert {("text", "ease"), ("text", "text_shuffled"), ("both", "graph")} <= pairs
-    assert ("graph", "again") not in pairs  # noise in train is another difference
+    assert ("graph", "graph0") in pairs
+    assert not {model for model, _ in pairs} & {"graph0", "again"}  # noise is another difference
+    data = Dataset.load(settings.out / "data")
+    users, shown = read_test_lists(settings.out / "evaluate", "again")
+    noisy = trained_on(data, refit=False, noise=0.3, seed=settings.train.seed)
+    assert noisy.nnz > data.matrix(TRAIN).nnz
+    for user, items in zip(users, shown, strict=True):
+        fake = set(noisy[user].indices) - set(data.matrix(TEST)[user].indices)
+        assert not set(items) & fake
     lists = read_table(settings.out / "recommend" / "recommendations.parquet")
     assert lists.num_rows > 0
     chosen = read_json(settings.out / "train" / "text" / "training.json")["chosen"]

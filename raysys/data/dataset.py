@@ -102,6 +102,13 @@ class Dataset:
             digest.update(b"\0")
         return digest.hexdigest()
 
+    def identity_of(self, *splits: str) -> str:
+        """A hash of the likes of these splits: what a model of another split learnt is not this."""
+        digest = hashlib.sha256()
+        for rows in self.pairs(*sorted(splits)):
+            digest.update(rows.tobytes())
+        return digest.hexdigest()
+
     def pairs(self, *splits: str, opinion: int | None = schema.LIKED) -> tuple[Rows, Rows]:
         """User rows and item rows, int64, by user and in time order within a user.
 

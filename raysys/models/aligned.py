@@ -28,6 +28,11 @@ class AlignmentSettings(Settings):
     """Precision of the products in the profile MLP and in InfoNCE. `auto`: bfloat16 on a GPU or
     a processor with AMX."""
 
+    @property
+    @abstractmethod
+    def weight(self) -> float:
+        """Of the alignment loss; with 0 nothing of the text is learnt."""
+
 
 def matmul_type(choice: str, device: torch.device) -> torch.dtype:
     """The precision that the setting `matmul` means on this device."""

@@ -30,6 +30,11 @@ class ContrastiveAlignment(AlignmentSettings):
     symmetric: bool = False
     """The mean of both directions, graph to text and text to graph; RLMRec has the first."""
 
+    @property
+    def weight(self) -> float:
+        """That of the loss."""
+        return self.kd_weight
+
 
 @dataclass(frozen=True)
 class _Group:

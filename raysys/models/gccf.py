@@ -31,7 +31,8 @@ class GCCF(NodeRecommender):
 
     Source: GCCF (Chen 2020), equations 5 and 8, without its layer weights ("performs better
     without", RLMRec's code). Edges are dropped because its configuration names a keep rate of
-    0.8; its code does not use it, and gives 2 % less Recall@20, on validation too.
+    0.8; its code does not use it, and gives 2 % less Recall@20, on validation too. Aligned, that
+    code has no self-loops either; here base and aligned differ in the alignment alone.
 
     Args:
         settings: see `GCCFSettings`.

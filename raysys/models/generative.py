@@ -28,6 +28,11 @@ class GenerativeAlignment(AlignmentSettings):
     """At most so many of the hidden nodes, drawn in each step, are reconstructed, and are each
     other's negatives; none: all of them, as RLMRec does. The loss costs the square of it."""
 
+    @property
+    def weight(self) -> float:
+        """That of the loss."""
+        return self.recon_weight
+
 
 class Generative(Aligned):
     """Layer 0 of some nodes is replaced by a learnable token; what comes out must say their text.

@@ -42,6 +42,8 @@ _ROWS: dict[str, dict[str, tuple[dict[str, Any], dict[str, Any]]]] = {
     },
 }
 ALIGNMENTS = ("none", "con", "gen")
+#: The backbones of RLMRec's Table 1.
+PUBLISHED_BACKBONES = tuple(_ROWS)
 
 
 def published(
@@ -64,6 +66,11 @@ def published(
         raise UserError(f"no alignment '{alignment}': {nearest(alignment, ALIGNMENTS)}")
     if alignment == "none":
         return ModelSettings(backbone=backbone)
+    if backbone not in _ROWS:
+        raise UserError(
+            f"RLMRec has no aligned row for '{backbone}', only for {', '.join(_ROWS)}: give it an "
+            "alignment in the config."
+        )
     settings, values = _ROWS[backbone][alignment]
     if weight is not None:
         values = values | {"kd_weight" if alignment == "con" else "recon_weight": weight}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -38,6 +39,7 @@ class SavedModel(BaseModel):
     items: int
     width: int
     dataset: str = ""
+    learnt: str = ""
 
 
 class Scorer(Protocol):
@@ -116,12 +118,17 @@ _HALF = 0.5
 
 
 def save_model(
-    folder: Path, model: Recommender, settings: ModelSettings, dataset: str = ""
+    folder: Path,
+    model: Recommender,
+    settings: ModelSettings,
+    dataset: str = "",
+    learnt: str = "",
 ) -> None:
     """Write parameters, settings and final embeddings into `folder`.
 
     Args:
         dataset: `Dataset.identity()`; a model is never started from one of another data set.
+        learnt: `Dataset.identity_of` the splits it was trained on; nor from another split.
     """
     folder.mkdir(parents=True, exist_ok=True)
     embeddings = Embeddings.of(model)
@@ -133,6 +140,7 @@ def save_model(
         items=model.graph.items,
         width=model.width,
         dataset=dataset,
+        learnt=learnt,
     )
     write_json(folder / MODEL_FILE, about.model_dump())
 
@@ -230,18 +238,35 @@ def _csr(name: str, arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> cs
     return csr_matrix(tuple(np.array(part) for part in parts), shape=shape)
 
 
-def start_from(model: Recommender, folder: Path, dataset: str) -> None:
+def start_from(
+    model: Recommender, folder: Path, backbone: str, dataset: str, learnt: Sequence[str]
+) -> None:
     """Set the backbone's parameters to those of a saved model, aligned or not.
 
     An alignment's own parameters keep their fresh start.
 
+    Args:
+        backbone: name of the model's.
+        dataset: `Dataset.identity()` of what the model will be trained on.
+        learnt: `Dataset.identity_of` what the saved one may have learnt. Any other split may
+            hold pairs of this one's validation or test.
+
     Raises:
-        UserError: the saved model is of another backbone, width or data set.
+        UserError: the saved model is of another backbone, width, data set or split.
     """
     about = _about(folder)
+    if about.model.backbone != backbone:
+        raise UserError(
+            f"{folder} is a saved '{about.model.backbone}': a '{backbone}' cannot start from it."
+        )
     if dataset and about.dataset and about.dataset != dataset:
         raise UserError(
             f"{folder} was trained on another data set: its users and items are not these."
+        )
+    if about.learnt and about.learnt not in learnt:
+        raise UserError(
+            f"{folder} was trained on another split, and may have learnt what is validation or "
+            "test here: start from a model of this split."
         )
     arrays = read_arrays(folder / PARAMETERS_FILE)
     own = {
@@ -249,8 +274,8 @@ def start_from(model: Recommender, folder: Path, dataset: str) -> None:
         for name, array in arrays.items()
         if about.model.alignment is None or name.startswith(_BACKBONE)
     }
-    backbone = model.backbone if isinstance(model, Aligned) else model
-    load_parameters(backbone, own, folder / PARAMETERS_FILE)
+    inner = model.backbone if isinstance(model, Aligned) else model
+    load_parameters(inner, own, folder / PARAMETERS_FILE)
 
 
 def restore_model(

@@ -47,7 +47,12 @@ class TrainedModelSettings(ModelSettings):
     @property
     def control(self) -> bool:
         """Whether the model is there to be compared with, never to be used."""
-        return self.shuffle_profiles or self.train_noise > 0
+        return self.shuffle_profiles or self.train_noise > 0 or self.without_text
+
+    @property
+    def without_text(self) -> bool:
+        """Whether this is an aligned model whose weight is 0: the fair baseline of another."""
+        return self.alignment is not None and self.alignment.weight == 0
 
     @field_validator("train")
     @classmethod
@@ -63,6 +68,14 @@ class TrainedModelSettings(ModelSettings):
             raise ValueError(f"grid is for linear models; sweep '{self.backbone}' with raysys tune")
         if self.start_from is not None and self.linear:
             raise ValueError(f"'{self.backbone}' has no start: start_from is for graph models")
+        if self.shuffle_profiles and not self.reads_profiles(self.grid):
+            raise ValueError(f"'{self.backbone}' reads no profiles here that could be shuffled")
+        if self.train_noise and self.backbone == "blend":
+            raise ValueError("a blend is not trained: set train_noise at its two models")
+        if self.linear and (ignored := sorted(set(self.train) - {"seed"})):
+            raise ValueError(
+                f"'{self.backbone}' is not trained in steps: leave out train.{ignored[0]}"
+            )
         return self
 
 
@@ -176,6 +189,15 @@ class RunSettings(Settings):
                             f"models.{name} blends '{part}', which is no model above it: "
                             f"{nearest(part, above)}"
                         )
+            start = model.start_from
+            if start in self.models:
+                if start not in above:
+                    raise ValueError(f"models.{name} starts from '{start}', which is not above it")
+                if self.models[start].backbone != model.backbone:
+                    raise ValueError(
+                        f"models.{name} starts from '{start}', which is another backbone: "
+                        f"'{self.models[start].backbone}', not '{model.backbone}'"
+                    )
             above.append(name)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from raysys.models.popularity import Popularity
 from raysys.models.profiles import Profiles
 from raysys.models.saved import load_model
 from raysys.schema import TEST, TRAIN, VALID
-from raysys.stages.context import RunContext
+from raysys.stages.context import RunContext, TrainedModelSettings
 from raysys.store import write_json
 from raysys.text.embeddings import VECTORS_FILE
+from raysys.training.jobs import trained_on
 
 METRICS_FILE = "metrics.json"
 POPULARITY = "popularity"
@@ -51,8 +53,16 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
     shared = ray.put((mask, relevant, settings.ks))
     measure = ray.remote(num_cpus=1)(_measure)
     pending = {POPULARITY: measure.remote(Popularity(train).score_block, shared)}
-    for name in context.settings.models:
-        pending[name] = measure.remote(context.run.path(context.trained) / name, shared)
+    for name, model in context.settings.models.items():
+        given = shared
+        if model.train_noise:
+            # Fake pairs that a model was fitted on would take up its lists: RLMRec masks them.
+            # Those that chance has put on a test pair stay, or users would have fewer of these.
+            seed = context.settings.train.model_copy(update=model.train).seed
+            fitted = trained_on(dataset, refit, model.train_noise, seed)
+            fitted -= fitted.multiply(relevant)
+            given = ray.put((mask.maximum(fitted), relevant, settings.ks))
+        pending[name] = measure.remote(context.run.path(context.trained) / name, given)
     results: dict[str, RankingResult] = {name: ray.get(ref) for name, ref in pending.items()}
     evaluated = len(results[POPULARITY].users)
     lists = {name: result.items for name, result in results.items()}
@@ -122,17 +132,45 @@ def _comparisons(context: RunContext, results: dict[str, RankingResult]) -> list
     for name, model in models.items():
         if model.backbone == "blend":
             pairs += [(name, model.settings[part]) for part in ("first", "second")]
-        if not model.reads_profiles(model.grid):
-            continue
-        for other, rival in models.items():
-            plain = not rival.reads_profiles(rival.grid)
-            control = rival.shuffle_profiles and rival.alignment == model.alignment
-            # What else differs would be taken for the worth of the text.
-            alike = (rival.backbone, rival.train_noise) == (model.backbone, model.train_noise)
-            if other != name and alike and (plain or control):
-                pairs.append((name, other))
+        if model.reads_profiles(model.grid) and not model.without_text:
+            pairs += [(name, other) for other in _without(models, name)]
     return [
         compare(results, name, other, f"{metric}@{k}", context.settings.train.seed)
         for name, other in pairs
         for metric in ("recall", "ndcg")
     ]
+
+
+def _without(models: Mapping[str, TrainedModelSettings], name: str) -> list[str]:
+    """The models that tell what the text is worth to one: controls, and the same without text.
+
+    With weight 0 and all else equal where a run has that, else the backbone by itself, which
+    may differ in its settings, as RLMRec's rows do.
+    """
+    model = models[name]
+    rivals = {
+        other: rival
+        for other, rival in models.items()
+        if other != name
+        and (rival.backbone, rival.train_noise) == (model.backbone, model.train_noise)
+    }
+    shuffled = [
+        other
+        for other, rival in rivals.items()
+        if rival.shuffle_profiles and rival.alignment == model.alignment
+    ]
+    plain = [other for other, rival in rivals.items() if not rival.reads_profiles(rival.grid)]
+    fair = [other for other, rival in rivals.items() if rival.without_text and _twins(model, rival)]
+    return shuffled + (fair or plain)
+
+
+def _twins(model: TrainedModelSettings, rival: TrainedModelSettings) -> bool:
+    """Whether two models differ in the weight of the text alone."""
+    if model.alignment is None or rival.alignment is None:
+        return False
+    weights = ("kd_weight", "recon_weight")
+    alignments = [
+        {key: value for key, value in one.model_dump().items() if key not in weights}
+        for one in (model.alignment, rival.alignment)
+    ]
+    return alignments[0] == alignments[1] and model.settings == rival.settings

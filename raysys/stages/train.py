@@ -13,6 +13,7 @@ from raysys.errors import UserError
 from raysys.manifest import Manifest, StageReport
 from raysys.models.registry import ModelSettings
 from raysys.models.saved import PARAMETERS_FILE
+from raysys.observe import get_logger
 from raysys.schema import TRAIN, VALID
 from raysys.stages.context import RunContext, RunSettings, TrainedModelSettings
 from raysys.stages.profiles import PROFILE_STAGES
@@ -21,9 +22,10 @@ from raysys.text.embeddings import VECTORS_FILE
 from raysys.training.graph_models import train_graph_model
 from raysys.training.jobs import HISTORY_FILE, TrainJob, TrainResult
 from raysys.training.linear_models import train_linear_model
-from raysys.training.loop import WATCHED
+from raysys.training.loop import WATCHED, TrainSettings
 from raysys.training.ray_train import RESULT_FILE, Placement, user_error
 
+logger = get_logger(__name__)
 #: From titles to vectors, in order.
 TEXT_STAGES = (*PROFILE_STAGES, "embeddings")
 
@@ -136,6 +138,8 @@ def _train(context: RunContext, output: Path, *, refit: bool = False) -> StageRe
             else:
                 train_graph_model(job, work)
             os.replace(work, folder)
+            if not (model.linear or refit):
+                _say_if_cut(name, job.train, result(folder))
         epochs += result(folder).epochs
     recalls = [
         found
@@ -152,6 +156,18 @@ def _train(context: RunContext, output: Path, *, refit: bool = False) -> StageRe
             **best,
         },
     )
+
+
+def _say_if_cut(name: str, train: TrainSettings, found: TrainResult) -> None:
+    """A model that no early stop ended may have got better yet."""
+    patience = train.patience * train.validate_every
+    if found.epochs >= train.epochs and found.epochs - found.best_epoch < patience:
+        logger.info(
+            "train: %s was best in epoch %d of the %d that train.epochs allows: more may help",
+            name,
+            found.best_epoch,
+            found.epochs,
+        )
 
 
 def _fit(job: TrainJob, work: Path) -> None:

@@ -48,7 +48,7 @@ def _train(job: TrainJob, worker: Worker) -> dict[str, Any] | None:
     graph = bipartite_graph(given.train).to(worker.device)
     model = build_model(job.model, graph, given.profiles, job.train.seed, given.others)
     if job.start_from is not None:
-        start_from(model, job.start_from, given.identity)
+        start_from(model, job.start_from, job.model.backbone, given.identity, given.starts)
     training = GraphTraining(
         model, given.train, given.valid, job.train, worker.workers, given.known
     )
@@ -63,7 +63,7 @@ def _train(job: TrainJob, worker: Worker) -> dict[str, Any] | None:
     if not worker.workers.first:
         return None
     training.restore_best()
-    save_model(worker.output, model, job.model, given.identity)
+    save_model(worker.output, model, job.model, given.identity, given.learnt)
     write_json(worker.output / HISTORY_FILE, training.history)
     result = TrainResult(
         epochs=training.epoch,

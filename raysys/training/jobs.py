@@ -99,6 +99,8 @@ class TrainInputs:
         others: what users rated in train and did not like.
         profiles: profile vectors, if the model reads any.
         identity: the data set's.
+        learnt: `Dataset.identity_of` the splits in `train`, without fake pairs.
+        starts: the same of what a model that this one starts from may have learnt.
     """
 
     train: csr_matrix
@@ -107,6 +109,23 @@ class TrainInputs:
     others: Others
     profiles: Profiles | None
     identity: str
+    learnt: str
+    starts: tuple[str, ...]
+
+
+def trained_on(dataset: Dataset, refit: bool, noise: float, seed: int) -> csr_matrix:
+    """(U, I) the pairs that a model is fitted on, fake ones included.
+
+    Args:
+        refit: train and validation together, else train.
+        noise: fake pairs as a share of the true ones, drawn by `seed`.
+    """
+    train = dataset.matrix(*_learnt(refit))
+    return with_fake_pairs(train, noise, np.random.default_rng(seed)) if noise else train
+
+
+def _learnt(refit: bool) -> tuple[str, ...]:
+    return (TRAIN, VALID) if refit else (TRAIN,)
 
 
 def load_inputs(job: TrainJob) -> TrainInputs:
@@ -116,10 +135,8 @@ def load_inputs(job: TrainJob) -> TrainInputs:
         UserError: the data set or the vectors are missing, broken, or do not fit together.
     """
     dataset = Dataset.load(job.dataset)
-    learnt = (TRAIN, VALID) if job.refit else (TRAIN,)
-    train = dataset.matrix(*learnt)
-    if job.train_noise:
-        train = with_fake_pairs(train, job.train_noise, np.random.default_rng(job.train.seed))
+    learnt = _learnt(job.refit)
+    train = trained_on(dataset, job.refit, job.train_noise, job.train.seed)
     profiles = None
     if job.model.reads_profiles(job.grid):
         if job.profiles is None:
@@ -137,4 +154,6 @@ def load_inputs(job: TrainJob) -> TrainInputs:
         {name: dataset.matrix(*learnt, opinion=name) for name in (DISLIKED, NEITHER)},
         profiles,
         dataset.identity(),
+        dataset.identity_of(*learnt),
+        tuple({dataset.identity_of(TRAIN), dataset.identity_of(*learnt)}),
     )

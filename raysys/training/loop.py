@@ -41,7 +41,7 @@ _TENSORS_FILE = "state.safetensors"
 
 
 class TrainSettings(Settings):
-    """How a graph model is trained; the defaults are RLMRec's."""
+    """How a graph model is trained; the defaults are RLMRec's, but for `epochs` (there 3,000)."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
     """AdamW's step size."""

@@ -97,20 +97,32 @@ def test_noise_touches_train_only(job):
 
 def test_a_model_starts_from_the_backbone_of_another(tmp_path):
     aligned, plain = toy_settings(), toy_settings(aligned=False)
-    save_model(tmp_path / "aligned", toy_model(aligned, seed=5), aligned, "data")
+    folder = tmp_path / "aligned"
+    save_model(folder, toy_model(aligned, seed=5), aligned, "data", "train")
     for settings in (aligned, plain):
         model = toy_model(settings, seed=1)
-        start_from(model, tmp_path / "aligned", "data")
+        start_from(model, folder, "lightgcn", "data", ["train", "train and valid"])
         expected = toy_model(plain, seed=5).final_embeddings()
         assert all(a.equal(b) for a, b in zip(model.final_embeddings(), expected, strict=True))
     with pytest.raises(UserError, match="another data set"):
-        start_from(toy_model(plain), tmp_path / "aligned", "other data")
+        start_from(toy_model(plain), folder, "lightgcn", "other data", ["train"])
+    with pytest.raises(UserError, match="another split"):
+        start_from(toy_model(plain), folder, "lightgcn", "data", ["other train"])
     wider = plain.model_copy(update={"settings": plain.settings | {"width": 8}})
     with pytest.raises(UserError, match="'nodes' is"):
-        start_from(toy_model(wider), tmp_path / "aligned", "data")
-    other = ModelSettings(backbone="dccf", settings={"width": 6})
-    with pytest.raises(UserError, match="'item_intents' is not in both"):
-        start_from(toy_model(other), tmp_path / "aligned", "data")
+        start_from(toy_model(wider), folder, "lightgcn", "data", ["train"])
+    # The same parameters by name and shape, and still another model.
+    other = ModelSettings(backbone="simgcl", settings={"width": 6})
+    with pytest.raises(UserError, match="a saved 'lightgcn': a 'simgcl' cannot start from it"):
+        start_from(toy_model(other), folder, "simgcl", "data", ["train"])
+
+
+def test_what_a_start_may_have_learnt(job):
+    alone, again = load_inputs(job), load_inputs(replace(job, refit=True))
+    noisy = load_inputs(replace(job, train_noise=0.2))
+    assert alone.learnt == noisy.learnt != again.learnt
+    assert alone.starts == (alone.learnt,)
+    assert set(again.starts) == {alone.learnt, again.learnt}
 
 
 def test_weights_that_do_not_fit_are_refused(job, tmp_path):
@@ -130,6 +142,21 @@ def test_configs_that_cannot_work_are_refused():
         parse_settings(TrainedModelSettings, {"grid": {"reg": [1.0]}}, source="x")
     with pytest.raises(UserError, match="has no start"):
         parse_settings(TrainedModelSettings, {"backbone": "ease", "start_from": "a"}, source="x")
+    with pytest.raises(UserError, match="reads no profiles here that could be shuffled"):
+        parse_settings(TrainedModelSettings, {"shuffle_profiles": True}, source="x")
+    wrong = {"backbone": "ease", "train": {"epochs": 3, "seed": 1}}
+    with pytest.raises(UserError, match=r"leave out train\.epochs"):
+        parse_settings(TrainedModelSettings, wrong, source="x")
+    noisy = {"backbone": "blend", "settings": {"first": "a", "second": "b"}, "train_noise": 0.1}
+    with pytest.raises(UserError, match="a blend is not trained"):
+        parse_settings(TrainedModelSettings, noisy, source="x")
+    for models, said in (
+        ({"a": {"start_from": "b"}, "b": {}}, "models.a starts from 'b', which is not above it"),
+        ({"b": {"backbone": "sgl"}, "a": {"start_from": "b"}}, "'sgl', not 'lightgcn'"),
+    ):
+        values = {"out": "x", "data": {"source": "ml-100k"}, "models": models}
+        with pytest.raises(UserError, match=said):
+            parse_settings(RunSettings, values, source="x")
     blend = {"backbone": "blend", "settings": {"first": "e", "second": "later"}}
     models = {"e": {"backbone": "ease"}, "b": blend, "later": {}}
     with pytest.raises(UserError, match="'later', which is no model above it"):
@@ -150,3 +177,11 @@ def test_published_rows_take_the_place_of_a_config():
         settings.with_models(["sgle"], ["none"])
     with pytest.raises(UserError, match=r"did you mean 'gen'"):
         settings.with_models(["sgl"], ["gene"])
+    with pytest.raises(UserError, match="no aligned row for 'gat', only for lightgcn"):
+        settings.with_models(["gat"], ["con"])
+
+
+def test_weight_zero_is_a_control():
+    weights = ({"kd_weight": 0}, {"kind": "gen", "recon_weight": 0}, {"kd_weight": 0.1})
+    found = [TrainedModelSettings(alignment=alignment) for alignment in weights]
+    assert [model.control for model in found] == [True, True, False]
