@@ -13,6 +13,7 @@ FOLDER = Path("docs/results/tables")
 PAGES = (
     Path("README.md"),
     Path("docs/compare.md"),
+    Path("docs/models.md"),
     Path("docs/rerank.md"),
     Path("CONTRIBUTING.md"),
 )
