@@ -15,6 +15,8 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from raysys.asset_sources import ASSETS, Asset, Source
@@ -31,6 +33,23 @@ CONNECT_TIMEOUT_S = 5.0
 def home() -> Path:
     """`RAYSYS_HOME`, by default `~/.cache/raysys`."""
     return Path(os.environ.get("RAYSYS_HOME") or Path.home() / ".cache" / "raysys")
+
+
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Around loading a language model: what cannot be found or read is said in a line.
+
+    Raises:
+        UserError: no such model, or none that can be reached.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        what = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"model '{model}' cannot be loaded: {what[0]} Check its name and the network, or give "
+            "the folder of a model."
+        ) from None
 
 
 def cached(name: str) -> Path | None:

@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except (NotADirectoryError, FileExistsError, IsADirectoryError, PermissionError) as error:
+        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)  # noqa: T201
+        return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:

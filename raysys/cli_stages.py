@@ -183,6 +183,7 @@ def _dry_run(
     from raysys.stages.context import RunSettings
 
     settings = load_settings(RunSettings, config, overrides or [])
+    priced = bool(price_in or price_out)
     value: dict[str, Any] = {}
     table = Table("stage", "rows", "calls", "cached", "prompt tokens", "written", "minutes", "cost")
     for name, report in foretell_stages(settings, stages).items():
@@ -199,11 +200,11 @@ def _dry_run(
             "prompt_tokens": int(prompt),
             "generated_tokens_at_most": int(written),
             "minutes": round(seconds / 60, 1) if known else None,
-            "cost": round((prompt * price_in + written * price_out) / 1e6, 4),
+            "cost": round((prompt * price_in + written * price_out) / 1e6, 4) if priced else None,
         }
         value[name] = row
-        unknown = "give --tokens-per-second"
-        shown = [unknown if cell is None else f"{cell:,}" for cell in row.values()]
+        lacks = {"minutes": "give --tokens-per-second", "cost": "give --price-in, --price-out"}
+        shown = [lacks[key] if cell is None else f"{cell:,}" for key, cell in row.items()]
         table.add_row(name, *shown)
     print_result(as_json, value, table)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import tomllib
 from pathlib import Path
 
@@ -79,6 +80,24 @@ def test_mistakes_exit_with_2_and_leave_nothing(files, capsys, more, word):
     assert word in captured.err
     assert captured.out == ""
     assert sorted(path.name for path in files.iterdir()) == ["inter.csv", "items.csv"]
+
+
+def test_an_output_below_a_file_is_a_mistake(files, capsys):
+    words = import_words(files)
+    words[words.index("--out") + 1] = str(files / "inter.csv" / "x")
+    assert main(words) == 2
+    assert "inter.csv" in capsys.readouterr().err
+
+
+def test_serve_refuses_a_port_that_is_taken_and_a_folder_that_is_not_there(tmp_path, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", str(tmp_path), "--port", str(port)]) == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    assert main(["serve", str(tmp_path / "nope")]) == 2
+    assert "nope is no folder" in capsys.readouterr().err
 
 
 def test_a_wrong_config_key_exits_with_2_and_starts_nothing(tmp_path, capsys):
@@ -180,6 +199,10 @@ def test_a_dry_run_says_what_it_would_cost_and_asks_nothing(files, tmp_path, cap
     assert row["minutes"] == round(written / 600, 1)
     assert found["user_profiles"]["rows"] == 4
     assert not (out / "item_profiles").exists()
+    prices = [words.index(name) for name in ("--price-in", "--price-out")]
+    unpriced = [word for at, word in enumerate(words) if at - 1 not in prices and at not in prices]
+    assert main(unpriced) == 0
+    assert json.loads(capsys.readouterr().out)["item_profiles"]["cost"] is None
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from raysys.data.columns import shown
 from raysys.data.filters import Mask, Rows
 from raysys.data.import_settings import ImportSettings, SplitSettings
 from raysys.data.movielens import read_movielens
-from raysys.data.sources import Source, read_source
+from raysys.data.sources import Source, named, read_source
 from raysys.data.tables import interactions_of, items_of, users_of
 from raysys.errors import UserError
 from raysys.manifest import StageReport
@@ -171,7 +171,7 @@ def _check_needs(
 
 
 def _option(ours: str) -> str:
-    return f"--map {ours}=COLUMN"
+    return named(ours)
 
 
 def _split_columns(settings: ImportSettings, interactions: Source) -> tuple[str | None, str | None]:

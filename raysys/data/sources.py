@@ -56,14 +56,14 @@ class Source:
         if ours in (schema.USER_ID, schema.ITEM_ID) and ours in names:
             return ours
         if ours in mapping:
-            raise self.lacks(theirs, f"--map {ours}=COLUMN")
+            raise self.lacks(theirs, named(ours))
         return None
 
     def require(self, ours: str, mapping: Mapping[str, str]) -> str:
         """As `find`, and a UserError where the file has no such column."""
         found = self.find(ours, mapping)
         if found is None:
-            raise self.lacks(ours, f"--map {ours}=COLUMN")
+            raise self.lacks(ours, named(ours))
         return found
 
     def lacks(self, name: str, remedy: str) -> UserError:
@@ -81,6 +81,11 @@ class Source:
             f"{self.path} has no column '{name}'{guess}; it has: {', '.join(names)}. "
             f"Name the column with {remedy}."
         )
+
+
+def named(ours: str) -> str:
+    """How the user says which column is ours."""
+    return f"--map {ours}=COLUMN (in a config: data.columns.{ours})"
 
 
 def read_source(path: Path) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -11,9 +12,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from raysys.cluster import ClusterSettings, connect
+from raysys.errors import UserError
 from raysys.serving.doors import KEY_VARIABLE, load_keys
 from raysys.serving.haproxy import loopback_haproxy
 from raysys.serving.profiles import load_profile
+from raysys.serving.published import served_run
 from raysys.serving.settings import ServeSettings
 from raysys.settings import override_values, parse_settings
 
@@ -46,6 +49,8 @@ def serve_until_stopped(
     override_values(values, overrides)
     settings = parse_settings(ServeSettings, values, source="raysys serve")
     keys, fresh = load_keys(settings.doors.key_file)
+    served_run(settings.run)
+    _require_free(found.http_options.host, found.http_options.port)
     with ExitStack() as stack:
         if haproxy:
             # Before Ray is imported: Serve reads them once.
@@ -65,3 +70,17 @@ def serve_until_stopped(
         say(f"serving {folder} on {url}  (ctrl-c stops it)")
         sys.stdout.flush()
         stopped.wait()
+
+
+def _require_free(host: str, port: int) -> None:
+    """Refuse a port that somebody listens on: Serve would share it, and answer every other call."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As a server binds: one that ended a moment ago is no hindrance.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}:{port} ({error.strerror}): choose another with --port."
+        ) from None

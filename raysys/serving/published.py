@@ -40,8 +40,10 @@ def served_run(folder: Path) -> tuple[str, Path]:
     """The version that is served from a folder, and its run: a run serves itself.
 
     Raises:
-        UserError: a broken pointer, or one to a version that is not there.
+        UserError: no folder, a broken pointer, or one to a version that is not there.
     """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give a finished run, or one of published models.")
     if not (folder / POINTER).is_file():
         return "", folder
     version = _pointer(folder).version

@@ -31,7 +31,7 @@ from raysys.text.explain import CLAIMS, ClaimsForm, explain_prompt, template_of
 from raysys.text.online import Online, UnansweredError
 from raysys.text.prompts import Prompt
 from raysys.text.rerank import Pool, RerankSettings, question_prompt
-from raysys.text.structured import Fields, Form, Rejected
+from raysys.text.structured import ENGINE_ERROR, Fields, Form, Rejected
 from raysys.training.loop import mixed_seed
 
 logger = get_logger(__name__)
@@ -249,7 +249,7 @@ class Reranker:
         """A reply in the form asked for; one that is not may be mended once."""
         reply = await self._model.answer(_request(prompt, form))
         if reply[ERROR]:
-            return Rejected("engine_error", reply[ERROR])
+            return Rejected(ENGINE_ERROR, reply[ERROR])
         return await self._mended(prompt, form, reply[REPLY])
 
     async def _mended(self, prompt: Prompt, form: Form, text: str) -> Fields | Rejected:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from raysys.assets import model_path
+from raysys.assets import loading, model_path
 from raysys.cluster import Resources, StagePlan
 from raysys.errors import UserError
 from raysys.schema import GENERATED_TOKENS, PROMPT_TOKENS
@@ -172,13 +172,18 @@ class Tokens:
 
 @cache
 def tokenizer_of(model: str, revision: str | None) -> Any:
-    """The tokeniser of a model, loaded once in each process."""
+    """The tokeniser of a model, loaded once in each process.
+
+    Raises:
+        UserError: no such model, or none that can be reached.
+    """
     from transformers import AutoTokenizer
 
-    # Long texts are what we count, no reason for a warning.
-    return AutoTokenizer.from_pretrained(
-        model_path(model), revision=revision, model_max_length=1 << 40
-    )
+    with loading(model):
+        # Long texts are what we count, no reason for a warning.
+        return AutoTokenizer.from_pretrained(
+            model_path(model), revision=revision, model_max_length=1 << 40
+        )
 
 
 def estimated_tokens(texts: Sequence[str]) -> np.ndarray:

@@ -284,8 +284,11 @@ def load_prompts(
         found = Path(domain)
     if not found.is_file():
         known = sorted(path.stem for path in (FILES / "domains").glob("*.toml"))
-        hint = "" if domain.endswith(".toml") else f" {nearest(domain, known)}"
-        raise UserError(f"no prompts for the domain '{domain}':{hint} or give a .toml file.")
+        if domain.endswith(".toml"):
+            raise UserError(f"{domain}, the domain's prompts, does not exist.")
+        raise UserError(
+            f"no prompts for the domain '{domain}': {nearest(domain, known)} or give a .toml file."
+        )
     prompts = Prompts(
         method,
         _read(MethodFile, FILES / "methods" / f"{method}.toml"),

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raysys.assets import home
 from raysys.cluster import ClusterSettings, Resources
+from raysys.errors import UserError
 from raysys.manifest import StageReport
 from raysys.schema import (
     CALLS,
@@ -40,7 +41,7 @@ from raysys.text.engines import build_engine
 from raysys.text.generation import DryRun, Generation
 from raysys.text.prompts import Prompts
 from raysys.text.quality import text_figures
-from raysys.text.structured import Fields, Rejected, is_none
+from raysys.text.structured import ENGINE_ERROR, Fields, Rejected, is_none
 from raysys.text.writing import Writer, Written
 
 CACHE_FILE = "replies.sqlite"
@@ -148,7 +149,12 @@ def publish(
 
     Args:
         further: further columns of `schema`, by entity.
+
+    Raises:
+        UserError: the engine failed for more than half of the rows. Nothing is finished then, and
+            the same command asks for what is missing.
     """
+    _refuse_failed_engine(results)
     texts: list[dict[str, Any]] = []
     dead: list[dict[str, Any]] = []
     for name, result in results.items():
@@ -184,6 +190,20 @@ def publish(
         dropped=dict(Counter(row[REASON] for row in dead)),
         figures=_figures(writer, [found for found in results.values() if isinstance(found, Text)]),
     )
+
+
+def _refuse_failed_engine(results: Mapping[str, Text | Rejected]) -> None:
+    """A missing key or a dead endpoint is no property of the rows: they would be lost for good."""
+    failed = [
+        result
+        for result in results.values()
+        if isinstance(result, Rejected) and result.reason == ENGINE_ERROR
+    ]
+    if 2 * len(failed) > len(results):
+        raise UserError(
+            f"the language model failed for {len(failed)} of {len(results)} rows, so nothing is "
+            f"kept of this stage but the replies: {failed[0].detail}"
+        )
 
 
 def _figures(writer: Writer, texts: list[Text]) -> dict[str, float]:

@@ -35,6 +35,10 @@ class FieldSpec(Settings):
     """Its share of that limit."""
 
 
+#: The reason of a row that the language model never answered.
+ENGINE_ERROR = "engine_error"
+
+
 @dataclass(frozen=True)
 class Rejected:
     """A reply that cannot be used: a short reason to count by, and the detail."""

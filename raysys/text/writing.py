@@ -11,7 +11,7 @@ from raysys.text.cache import Reply
 from raysys.text.generation import Asker, Counters, Request
 from raysys.text.prompts import Prompt, Prompts
 from raysys.text.quality import is_copied
-from raysys.text.structured import Fields, Form, Rejected
+from raysys.text.structured import ENGINE_ERROR, Fields, Form, Rejected
 
 #: How much of a reply that could not be used is shown again.
 _SHOWN_AGAIN = 2000
@@ -153,7 +153,7 @@ class Writer:
 
 def _parse(reply: Reply, form: Form) -> Fields | Rejected:
     if reply.error:
-        return Rejected("engine_error", reply.error[:500])
+        return Rejected(ENGINE_ERROR, reply.error[:500])
     return form.parse(reply.text)
 
 

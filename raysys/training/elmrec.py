@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raysys.assets import model_path
+from raysys.assets import loading, model_path
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.graph.bipartite import bipartite_graph
@@ -156,7 +156,8 @@ def load_seq2seq(path: str, revision: str | None) -> Any:
     """
     from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-    config = AutoConfig.from_pretrained(model_path(path), revision=revision)
+    with loading(path):
+        config = AutoConfig.from_pretrained(model_path(path), revision=revision)
     if not config.is_encoder_decoder or not hasattr(config, "d_model"):
         raise UserError(
             f"elmrec.model: '{path}' is of type '{config.model_type}', not an encoder-decoder of "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysys.assets import model_path
+from raysys.assets import loading, model_path
 from raysys.data.dataset import Dataset
 from raysys.errors import UserError
 from raysys.graph.relations import Relations
@@ -110,7 +110,8 @@ def write_inputs(settings: GraphLMSettings, dataset: Dataset, folder: Path) -> d
 def _config(source: str, revision: str | None) -> Any:
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(model_path(source), revision=revision)
+    with loading(source):
+        return AutoConfig.from_pretrained(model_path(source), revision=revision)
 
 
 def words_of(source: str, revision: str | None) -> int:

@@ -275,7 +275,10 @@ SPLITS = {
     "last two without order": (
         {"interactions.csv": b"user_id,item_id\nu1,i1\n"},
         {"split": {"method": "leave_last_two"}},
-        ["split 'leave_last_two'", "--map timestamp=COLUMN or --map position=COLUMN"],
+        [
+            "split 'leave_last_two'",
+            "--map timestamp=COLUMN (in a config: data.columns.timestamp) or --map position=",
+        ],
     ),
     "threshold without ratings": (
         {"interactions.csv": b"user_id,item_id,stars\nu1,i1,3\n"},

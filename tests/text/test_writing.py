@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import pytest
 from toy_llm import Script, as_json, last, writer
 
+from raysys.errors import UserError
 from raysys.text.cache import Reply
+from raysys.text.engine import tokenizer_of
 from raysys.text.prompts import load_prompts
-from raysys.text.structured import Rejected
+from raysys.text.stage import Text, publish
+from raysys.text.structured import ENGINE_ERROR, Rejected
 
 PROMPTS = load_prompts("rlmrec", "movies", 20)
 
@@ -70,3 +74,22 @@ def test_hostile_replies_and_titles_stay_in_their_row():
     _, results = ask(script, hostile, "B")
     assert "Bananas" not in results["B"].fields["summarization"]
     assert all("Bananas" not in str(request.messages) for request in script.rounds[0][1:])
+
+
+@pytest.mark.parametrize(("failed", "kept"), [(1, True), (2, True), (3, False)])
+def test_a_stage_that_the_engine_failed_for_is_not_finished(tmp_path, failed, kept):
+    nobody = writer(Script(lambda chat: ""), PROMPTS, 1000)
+    results = {f"e{row}": Rejected(ENGINE_ERROR, "401: no key") for row in range(failed)}
+    results |= {f"t{row}": Text("a title", {}, "template") for row in range(4 - failed)}
+    if kept:
+        counts = publish(tmp_path, results, nobody).counts
+        assert (counts["in"], counts["ok"], counts["dead_letter"]) == (4, 4 - failed, failed)
+        return
+    with pytest.raises(UserError, match=r"failed for 3 of 4 rows.*401: no key"):
+        publish(tmp_path, results, nobody)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_model_is_said_in_a_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be loaded: .*give the folder of a model"):
+        tokenizer_of(str(tmp_path), None)
