@@ -161,7 +161,8 @@ def _train(context: RunContext, output: Path, *, refit: bool = False) -> StageRe
 def _say_if_cut(name: str, train: TrainSettings, found: TrainResult) -> None:
     """A model that no early stop ended may have got better yet."""
     patience = train.patience * train.validate_every
-    if found.epochs >= train.epochs and found.epochs - found.best_epoch < patience:
+    cut = found.epochs >= train.epochs and found.epochs - found.best_epoch < patience
+    if cut and found.best_recall is not None:
         logger.info(
             "train: %s was best in epoch %d of the %d that train.epochs allows: more may help",
             name,
