@@ -162,6 +162,10 @@ class RunSettings(Settings):
         values = self.model_dump() | {"models": models}
         return parse_settings(type(self), values, source="--model")
 
+    def training_of(self, name: str) -> TrainSettings:
+        """[train], with what one of the models has of its own."""
+        return self.train.model_copy(update=self.models[name].train)
+
     @field_validator("out", mode="before")
     @classmethod
     def _is_folder(cls, value: Any) -> Any:

@@ -58,7 +58,7 @@ def _evaluate(context: RunContext, output: Path) -> StageReport:
         if model.train_noise:
             # Fake pairs that a model was fitted on would take up its lists: RLMRec masks them.
             # Those that chance has put on a test pair stay, or users would have fewer of these.
-            seed = context.settings.train.model_copy(update=model.train).seed
+            seed = context.settings.training_of(name).seed
             fitted = trained_on(dataset, refit, model.train_noise, seed)
             fitted -= fitted.multiply(relevant)
             given = ray.put((mask.maximum(fitted), relevant, settings.ks))

@@ -15,7 +15,7 @@ from raysys.models.registry import ModelSettings
 from raysys.models.saved import PARAMETERS_FILE
 from raysys.observe import get_logger
 from raysys.schema import TRAIN, VALID
-from raysys.stages.context import RunContext, RunSettings, TrainedModelSettings
+from raysys.stages.context import RunContext, RunSettings
 from raysys.stages.profiles import PROFILE_STAGES
 from raysys.store import read_json
 from raysys.text.embeddings import VECTORS_FILE
@@ -130,7 +130,7 @@ def _train(context: RunContext, output: Path, *, refit: bool = False) -> StageRe
         folder = output / name
         if not folder.is_dir():
             work = output / f".{name}"
-            job = _job(context, model, placement, output)
+            job = _job(context, name, placement, output)
             if refit:
                 job = _as_chosen(job, result(context.run.path("train") / name))
             if model.linear:
@@ -188,9 +188,8 @@ def _fit(job: TrainJob, work: Path) -> None:
         raise
 
 
-def _job(
-    context: RunContext, model: TrainedModelSettings, placement: Placement, trained: Path
-) -> TrainJob:
+def _job(context: RunContext, name: str, placement: Placement, trained: Path) -> TrainJob:
+    model = context.settings.models[name]
     vectors = context.run.path("embeddings") / VECTORS_FILE
     start = None
     if model.start_from is not None:
@@ -201,7 +200,7 @@ def _job(
         model=ModelSettings.model_validate(
             model.model_dump(include=set(ModelSettings.model_fields))
         ),
-        train=context.settings.train.model_copy(update=model.train),
+        train=context.settings.training_of(name),
         profiles=vectors if model.reads_profiles(model.grid) else None,
         shuffle_profiles=model.shuffle_profiles,
         train_noise=model.train_noise,
