@@ -156,22 +156,18 @@ def _check_needs(
         theirs = settings.columns.get(ours, ours)
         sources = [source for source in (interactions, items, users) if source]
         if not any(theirs in source.table.column_names for source in sources):
-            raise interactions.lacks(theirs, _option(ours))
+            raise interactions.lacks(theirs, named(ours))
     method, mapping = settings.split.method, settings.columns
     for key in ("min_rating", "liked_from"):
         wanted = getattr(settings, key) is not None
         if wanted and interactions.find(schema.RATING, mapping) is None:
-            lack = interactions.lacks(schema.RATING, _option(schema.RATING))
+            lack = interactions.lacks(schema.RATING, named(schema.RATING))
             raise UserError(f"{key}: {lack}")
     times = {"time": (schema.TIMESTAMP,), "leave_last_two": (schema.TIMESTAMP, schema.POSITION)}
     usable = times.get(method, ())
     if usable and all(interactions.find(ours, mapping) is None for ours in usable):
-        remedy = " or ".join(map(_option, usable))
+        remedy = " or ".join(map(named, usable))
         raise UserError(f"split '{method}': {interactions.lacks(schema.TIMESTAMP, remedy)}")
-
-
-def _option(ours: str) -> str:
-    return named(ours)
 
 
 def _split_columns(settings: ImportSettings, interactions: Source) -> tuple[str | None, str | None]:

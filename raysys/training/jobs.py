@@ -136,6 +136,7 @@ def load_inputs(job: TrainJob) -> TrainInputs:
     """
     dataset = Dataset.load(job.dataset)
     learnt = _learnt(job.refit)
+    own = dataset.identity_of(*learnt)
     train = trained_on(dataset, job.refit, job.train_noise, job.train.seed)
     profiles = None
     if job.model.reads_profiles(job.grid):
@@ -154,6 +155,6 @@ def load_inputs(job: TrainJob) -> TrainInputs:
         {name: dataset.matrix(*learnt, opinion=name) for name in (DISLIKED, NEITHER)},
         profiles,
         dataset.identity(),
-        dataset.identity_of(*learnt),
-        tuple({dataset.identity_of(TRAIN), dataset.identity_of(*learnt)}),
+        own,
+        (dataset.identity_of(TRAIN), own) if job.refit else (own,),
     )
