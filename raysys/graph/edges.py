@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from raysys.graph.bipartite import SparsePattern
+from raysys.graph.bipartite import SparseMatrix, SparsePattern
 
 
 def edge_dots(pattern: SparsePattern, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -116,7 +116,7 @@ class _EdgeDots(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         (a, b), pattern = ctx.saved_tensors, ctx.pattern
         turned = grads[0].index_select(0, pattern.reverse)
-        return pattern.with_values(grads[0]) @ b, pattern.with_values(turned) @ a, None
+        return SparseMatrix(pattern, grads[0]) @ b, SparseMatrix(pattern, turned) @ a, None
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -126,14 +126,14 @@ class _WeightedSum(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(values, x)
         ctx.pattern = pattern
-        return pattern.with_values(values) @ x
+        return SparseMatrix(pattern, values) @ x
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         (values, x), pattern = ctx.saved_tensors, ctx.pattern
         grad = grads[0].contiguous()
         turned = values.index_select(0, pattern.reverse)
-        return _dots(pattern, grad, x), pattern.with_values(turned) @ grad, None
+        return _dots(pattern, grad, x), SparseMatrix(pattern, turned) @ grad, None
 
 
 def _dots(pattern: SparsePattern, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

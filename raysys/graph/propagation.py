@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from raysys.graph.bipartite import BipartiteGraph, SparsePattern
+from raysys.graph.bipartite import BipartiteGraph, SparseMatrix, SparsePattern
 
 
 class Adjacency(NamedTuple):
-    """A sparse (N, N) matrix and its transpose; the same tensor twice where symmetric."""
+    """A sparse (N, N) matrix and its transpose; the same one twice where symmetric."""
 
-    forward: torch.Tensor
-    transposed: torch.Tensor
+    forward: SparseMatrix
+    transposed: SparseMatrix
 
 
 def full_adjacency(graph: BipartiteGraph) -> Adjacency:
     """All edges; Â is its own transpose."""
-    matrix = graph.matrix()
+    matrix = SparseMatrix(graph, graph.values)
     return Adjacency(matrix, matrix)
 
 
@@ -59,7 +59,7 @@ def without_pairs(graph: BipartiteGraph, users: torch.Tensor, items: torch.Tenso
     degrees -= torch.bincount(hidden, minlength=graph.nodes)
     scale = degrees.clamp(min=1).rsqrt()
     values = kept.mul_(scale[graph.rows]).mul_(scale[graph.columns])
-    matrix = graph.with_values(values)
+    matrix = SparseMatrix(graph, values)
     return Adjacency(matrix, matrix)
 
 
@@ -73,7 +73,7 @@ def drop_values(values: torch.Tensor, keep_rate: float, generator: torch.Generat
 def weighted(pattern: SparsePattern, values: torch.Tensor) -> Adjacency:
     """A matrix with `values` (E,) on the pattern, no gradient for them, and its transpose."""
     turned = values.index_select(0, pattern.reverse)
-    return Adjacency(pattern.with_values(values), pattern.with_values(turned))
+    return Adjacency(SparseMatrix(pattern, values), SparseMatrix(pattern, turned))
 
 
 def propagate(adjacency: Adjacency, x: torch.Tensor, layers: int) -> list[torch.Tensor]:
@@ -117,7 +117,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, forward: torch.Tensor, transposed: torch.Tensor
+        ctx: Any, x: torch.Tensor, forward: SparseMatrix, transposed: SparseMatrix
     ) -> torch.Tensor:
         ctx.transposed = transposed
         return forward @ x
@@ -132,7 +132,7 @@ class _LayerSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, forward: torch.Tensor, transposed: torch.Tensor, layers: int
+        ctx: Any, x: torch.Tensor, forward: SparseMatrix, transposed: SparseMatrix, layers: int
     ) -> torch.Tensor:
         ctx.transposed, ctx.layers = transposed, layers
         return _horner(forward, x, layers)
@@ -142,12 +142,12 @@ class _LayerSum(torch.autograd.Function):
         return _horner(ctx.transposed, grads[0].contiguous(), ctx.layers), None, None, None
 
 
-def _horner(matrix: torch.Tensor, x: torch.Tensor, layers: int) -> torch.Tensor:
+def _horner(matrix: SparseMatrix, x: torch.Tensor, layers: int) -> torch.Tensor:
     if layers == 0:
         return x.clone()
-    total = torch.addmm(x, matrix, x)
+    total = matrix.plus(x, x, out=torch.empty_like(x))
     spare = torch.empty_like(x) if layers > 1 else x
     for _ in range(layers - 1):
         # Two arrays in turn: fresh ones would cost page faults in every step.
-        spare, total = total, torch.addmm(x, matrix, total, out=spare)
+        spare, total = total, matrix.plus(x, total, out=spare)
     return total

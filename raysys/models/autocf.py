@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional, init
 
-from raysys.graph.bipartite import BipartiteGraph, SparsePattern, symmetric_pattern
+from raysys.graph.bipartite import BipartiteGraph, SparseMatrix, SparsePattern, symmetric_pattern
 from raysys.graph.edges import edge_dots, weighted_mean
 from raysys.graph.propagation import Adjacency, full_adjacency, propagate, weighted
 from raysys.models.base import Batch, Encoded, NodeRecommender
@@ -130,7 +130,7 @@ class AutoCF(NodeRecommender):
     def _surroundings(self) -> torch.Tensor:
         """(N,) cosine of each node with the sum of its first and second neighbours."""
         graph, x = self.graph, self.nodes
-        ones = graph.with_values(torch.ones_like(graph.values))
+        ones = SparseMatrix(graph, torch.ones_like(graph.values))
         degrees = graph.degrees.to(x.dtype)[:, None]
         around = Adjacency(ones, ones)
         first = propagate(around, x, 1)[1] - x

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from scipy.sparse import csr_matrix, random_array
 
-from raysys.graph.bipartite import bipartite_graph
+from raysys.graph import bipartite
+from raysys.graph.bipartite import SparseMatrix, bipartite_graph, symmetric_pattern
 
 
 def random_train(users: int = 13, items: int = 9, seed: int = 0) -> csr_matrix:
@@ -45,10 +47,33 @@ def test_reverse_points_to_the_mirrored_entry() -> None:
     marked = graph.with_values(marks).to_dense()
     turned = graph.with_values(marks[graph.reverse]).to_dense()
     torch.testing.assert_close(turned, marked.T)
-    torch.testing.assert_close(graph.reverse[graph.reverse], torch.arange(len(graph.values)))
+    there_and_back = graph.reverse[graph.reverse]
+    assert torch.equal(there_and_back, torch.arange(len(graph.values), dtype=torch.int32))
 
 
 def test_empty_graph() -> None:
     graph = bipartite_graph(csr_matrix((2, 3), dtype=np.float32))
     assert graph.matrix().to_dense().count_nonzero() == 0
     assert graph.nodes == 5
+
+
+@pytest.mark.parametrize("block_rows", [1, 4, 2**16])
+def test_products_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
+    monkeypatch.setattr(bipartite, "_BLOCK_ROWS", block_rows)
+    graph = bipartite_graph(random_train())
+    rows = [block.rows for block in graph.row_blocks]
+    assert [row for part in rows for row in range(graph.nodes)[part]] == [*range(graph.nodes)]
+    assert 13 in [part.start for part in rows], "users and items are apart"
+    matrix, plain = SparseMatrix(graph, graph.values), graph.matrix()
+    x, base = torch.randn(2, graph.nodes, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(matrix.to_dense(), plain.to_dense())
+    torch.testing.assert_close(matrix @ x, plain @ x)
+    torch.testing.assert_close(matrix.plus(base, x, torch.empty_like(x)), base + plain @ x)
+
+
+def test_a_pattern_without_sides_is_one_block() -> None:
+    rows, columns = torch.tensor([0, 1, 2, 2]), torch.tensor([1, 0, 2, 2])
+    pattern = symmetric_pattern(rows, columns, 4)
+    assert [block.rows for block in pattern.row_blocks] == [slice(0, 4)]
+    product = SparseMatrix(pattern, torch.tensor([2.0, 3.0, 5.0])) @ torch.eye(4)
+    assert product.nonzero().tolist() == [[0, 1], [1, 0], [2, 2]]

@@ -27,6 +27,12 @@ def test_uniform_over_the_negatives() -> None:
     np.testing.assert_allclose(counts[[1, 3, 4]], 10_000, atol=330)
 
 
+def test_negatives_that_share_a_remainder_with_a_positive_are_drawn() -> None:
+    train = csr_matrix(([1.0], ([0], [0])), shape=(1, 40), dtype=np.float32)
+    items = NegativeSampler(train).sample(np.zeros(4000, int), np.random.default_rng(0))
+    np.testing.assert_array_equal(np.unique(items), np.arange(1, 40))
+
+
 def test_seeded() -> None:
     train = csr_matrix(random_array((30, 20), density=0.3, rng=0, dtype=np.float32))
     sampler, users = NegativeSampler(train), np.arange(30)
