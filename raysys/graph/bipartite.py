@@ -17,7 +17,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 #: Rows of a block of a product, at most.
-_BLOCK_ROWS = 2**16
+_BLOCK_ROWS = 2**15
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,11 @@ class SparsePattern:
 
     @cached_property
     def row_blocks(self) -> list[RowBlock]:
-        """The rows in order, cut where a side ends and after `_BLOCK_ROWS` rows; on a GPU one."""
-        if self.device.type != "cpu":
+        """The rows in order, cut where a side ends and after `_BLOCK_ROWS` rows.
+
+        One block on a GPU, and of few rows: there, more calls cost more than threads wait.
+        """
+        if self.device.type != "cpu" or self.nodes <= _BLOCK_ROWS:
             return [RowBlock(slice(0, self.nodes), slice(0, len(self.columns)), self.row_starts)]
         ends = np.cumsum((0, *self.sides))
         cuts = [range(a, b, _BLOCK_ROWS) for a, b in pairwise(ends.tolist())]
