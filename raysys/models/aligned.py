@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -20,6 +20,8 @@ from raysys.settings import Settings
 class AlignmentSettings(Settings):
     """What both alignments share."""
 
+    weight_name: ClassVar[str]
+    """The setting that is the weight of the alignment loss; with 0 no text is learnt."""
     temperature: float = Field(gt=0)
     """τ: cosines are divided by it."""
     pca: int | None = Field(default=None, ge=1)
@@ -29,9 +31,9 @@ class AlignmentSettings(Settings):
     a processor with AMX."""
 
     @property
-    @abstractmethod
     def weight(self) -> float:
-        """Of the alignment loss; with 0 nothing of the text is learnt."""
+        """Of the alignment loss."""
+        return float(getattr(self, self.weight_name))
 
 
 def matmul_type(choice: str, device: torch.device) -> torch.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -18,6 +18,7 @@ from raysys.models.texts import NodeTexts
 class ContrastiveAlignment(AlignmentSettings):
     """RLMRec-Con; the defaults are its row for Amazon-book (which also sets reg to 1e-7)."""
 
+    weight_name: ClassVar[str] = "kd_weight"
     kind: Literal["con"] = "con"
     """Contrastive."""
     kd_weight: float = Field(default=0.01, ge=0)
@@ -29,11 +30,6 @@ class ContrastiveAlignment(AlignmentSettings):
     `sampled`: the batch, weighted by 1/Q, stands for all users and items: what scales."""
     symmetric: bool = False
     """The mean of both directions, graph to text and text to graph; RLMRec has the first."""
-
-    @property
-    def weight(self) -> float:
-        """That of the loss."""
-        return self.kd_weight
 
 
 @dataclass(frozen=True)

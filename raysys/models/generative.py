@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,7 @@ from raysys.models.texts import NodeTexts
 class GenerativeAlignment(AlignmentSettings):
     """RLMRec-Gen; the defaults are LightGCN's row for Amazon-book (which also sets layers to 2)."""
 
+    weight_name: ClassVar[str] = "recon_weight"
     kind: Literal["gen"]
     """Generative."""
     mask_ratio: float = Field(default=0.15, gt=0, le=1)
@@ -27,11 +28,6 @@ class GenerativeAlignment(AlignmentSettings):
     recon_nodes: int | None = Field(default=None, ge=2)
     """At most so many of the hidden nodes, drawn in each step, are reconstructed, and are each
     other's negatives; none: all of them, as RLMRec does. The loss costs the square of it."""
-
-    @property
-    def weight(self) -> float:
-        """That of the loss."""
-        return self.recon_weight
 
 
 class Generative(Aligned):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from raysys.errors import UserError
+from raysys.models.contrastive import ContrastiveAlignment
+from raysys.models.generative import GenerativeAlignment
 from raysys.models.registry import BACKBONES, ModelSettings, no_backbone
 from raysys.settings import nearest
 
@@ -73,7 +75,8 @@ def published(
         )
     settings, values = _ROWS[backbone][alignment]
     if weight is not None:
-        values = values | {"kd_weight" if alignment == "con" else "recon_weight": weight}
+        kind = ContrastiveAlignment if alignment == "con" else GenerativeAlignment
+        values = values | {kind.weight_name: weight}
     return ModelSettings.model_validate(
         {"backbone": backbone, "settings": settings, "alignment": {"kind": alignment, **values}}
     )

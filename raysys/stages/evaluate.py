@@ -168,9 +168,7 @@ def _twins(model: TrainedModelSettings, rival: TrainedModelSettings) -> bool:
     """Whether two models differ in the weight of the text alone."""
     if model.alignment is None or rival.alignment is None:
         return False
-    weights = ("kd_weight", "recon_weight")
     alignments = [
-        {key: value for key, value in one.model_dump().items() if key not in weights}
-        for one in (model.alignment, rival.alignment)
+        one.model_dump(exclude={one.weight_name}) for one in (model.alignment, rival.alignment)
     ]
     return alignments[0] == alignments[1] and model.settings == rival.settings
