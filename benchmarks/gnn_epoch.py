@@ -208,10 +208,10 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         folder = find_dataset(arguments.dataset)
+        data = Data(folder)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    data = Data(folder)
     if arguments.only_peak:
         print(peak_mb(data))
         return

@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,75 +20,75 @@ import numpy as np
 import pyarrow.compute as pc
 from scipy.sparse import csr_matrix
 
+from benchmarks.bench_models import Bench, require_known
 from benchmarks.results import NDCG, PAGE, RECALL, record
+from raysys.data import columns
+from raysys.data.sources import Source, read_source
 from raysys.data.splits import ratio
 from raysys.data.tables import SPLIT_WORDS
 from raysys.errors import UserError
 from raysys.evaluation.protocols import all_rank
-from raysys.graph.bipartite import bipartite_graph
-from raysys.models.base import ScoreBlock
-from raysys.models.popularity import Popularity
-from raysys.models.profiles import Profiles, shuffled, with_users_from_items
-from raysys.models.published import PUBLISHED_BACKBONES, published
-from raysys.models.registry import ModelSettings, build_model
-from raysys.models.saved import Embeddings
-from raysys.schema import ITEM_ID, SPLIT, SPLITS, USER_ID
-from raysys.store import read_table, write_json
+from raysys.models.profiles import Profiles, with_users_from_items
+from raysys.models.published import PUBLISHED_BACKBONES
+from raysys.schema import ITEM_ID, SPLIT, SPLITS, TEST, TRAIN, USER_ID, VALID
+from raysys.store import read_json, write_json
 from raysys.text.vectors import read_vectors
-from raysys.training.linear_models import fit
-from raysys.training.loop import WATCHED, GraphTraining, TrainSettings
 
 K = 20
 #: RLMRec's 3:1:1, for data sets without a split of their own.
-VALID, TEST, SPLIT_SEED = 0.2, 0.2, 2023
-GRIDS: dict[str, dict[str, tuple[float | str, ...]]] = {
-    "itemknn": {"neighbours": (20, 50, 100, 200), "shrink": (0.0, 10.0, 50.0)},
-    "ease": {"reg": (20.0, 50.0, 100.0, 200.0, 400.0)},
-    "ease_sparse": {"solver": ("sparse",), "reg": (20.0, 50.0, 100.0), "neighbours": (50, 100)},
-    "ease_text": {"reg": (100.0, 200.0, 400.0), "text_weight": (30.0, 100.0, 300.0)},
-    "blend": {"weight": tuple(round(step / 10, 1) for step in range(11))},
-}
-#: What makes an alignment's cost grow no faster than the graph.
-SAMPLED: dict[str, dict[str, Any]] = {
-    "con": {"denominator": "sampled"},
-    "gen": {"recon_nodes": 2048},
-}
+VALID_SHARE, TEST_SHARE, SPLIT_SEED = 0.2, 0.2, 2023
+IDS = (USER_ID, ITEM_ID)
 INTERACTIONS = ("interactions.parquet", "interactions_implicit.parquet")
 
 
 class Data:
-    """Train, valid and test as (U, I) matrices, and profile vectors where they are given."""
+    """Train, valid and test as (U, I) matrices, and profile vectors where they are given.
+
+    Attributes:
+        split: where the three come from, in words.
+
+    Raises:
+        UserError: of the file, a column and a row, where something cannot be used.
+    """
 
     def __init__(self, folder: Path, vectors: Path | None = None) -> None:
         file = next(folder / name for name in INTERACTIONS if (folder / name).is_file())
-        table = read_table(file)
-        self.name = folder.name
+        source = read_source(file)
+        self.name = folder.absolute().name
         digest = hashlib.sha256(file.read_bytes())
-        users, items = (pc.unique(table[column]) for column in (USER_ID, ITEM_ID))
-        rows = pc.index_in(table[USER_ID], value_set=users).to_numpy()
-        columns = pc.index_in(table[ITEM_ID], value_set=items).to_numpy()
-        if SPLIT in table.column_names:
-            labels = np.array([SPLIT_WORDS.get(name, "") for name in table[SPLIT].to_pylist()])
-            if unknown := (labels == "").sum():
-                raise UserError(f"{file}: {unknown} rows have a split that is none of {SPLITS}.")
+        ids = {name: columns.ids(_column(source, name)) for name in IDS}
+        users, items = (pc.unique(ids[name]) for name in IDS)
+        rows = pc.index_in(ids[USER_ID], value_set=users).to_numpy()
+        places = pc.index_in(ids[ITEM_ID], value_set=items).to_numpy()
+        if SPLIT in source.table.column_names:
+            self.split = f"the column '{SPLIT}'"
+            labels = columns.words(source.column(SPLIT), SPLIT_WORDS).to_numpy()
         else:
-            labels = np.array(SPLITS)[ratio(rows.astype(np.int64), VALID, TEST, SPLIT_SEED)]
+            self.split = f"random, 3:1:1 of each user's rows, seed {SPLIT_SEED}"
+            labels = np.array(SPLITS)[
+                ratio(rows.astype(np.int64), VALID_SHARE, TEST_SHARE, SPLIT_SEED)
+            ]
 
         def matrix(split: str) -> csr_matrix:
             chosen = labels == split
-            pairs = (rows[chosen], columns[chosen])
+            pairs = (rows[chosen], places[chosen])
             shape = (len(users), len(items))
             return csr_matrix((np.ones(chosen.sum(), np.float32), pairs), shape)
 
         self.train, self.valid, self.test = map(matrix, SPLITS)
-        for name, part in zip(SPLITS, (self.train, self.valid, self.test), strict=True):
-            if not part.nnz:
-                raise UserError(f"{file}: no row has the split '{name}'.")
+        if not self.train.nnz:
+            raise UserError(f"{file}: no row has the split '{TRAIN}'; it comes from {self.split}.")
+        for name, part in ((VALID, self.valid), (TEST, self.test)):
+            if not (part - part.multiply(self.train > 0)).count_nonzero():
+                raise UserError(
+                    f"{file}: no row has the split '{name}' whose pair is not also in '{TRAIN}': "
+                    f"nothing to measure on; the split comes from {self.split}."
+                )
         self.profiles: Profiles | None = None
         if vectors is not None:
+            wanted = items.to_numpy(zero_copy_only=False).astype(object)
+            found = read_vectors(vectors, ITEM_ID, wanted)
             digest.update(vectors.read_bytes())
-            ids = np.array([str(item) for item in items.to_pylist()], dtype=object)
-            found = read_vectors(vectors, ITEM_ID, ids)
             nobody = np.zeros(len(users), dtype=bool)
             empty = np.zeros((len(users), found.values.shape[1]), dtype=np.float32)
             profiles = Profiles.of(empty, found.values, nobody, found.known)
@@ -97,91 +96,11 @@ class Data:
         self.digest = digest.hexdigest()[:12]
 
 
-class Bench:
-    """Fits models once for each seed; a blend asks for its two parts.
-
-    Names: `popularity`; `itemknn`, `ease`, `ease_sparse`, `ease_text`; a backbone, with `_con` or
-    `_gen` for RLMRec's aligned row (`_sampled`: con with the sampled denominator; `_gen_sampled`:
-    gen that reconstructs 2,048 of the hidden nodes), then `0` for the same with weight 0, or
-    `_shuffled` for the control with the texts dealt out anew (also `ease_text_shuffled`); `a+b`:
-    the blend of both.
-    """
-
-    def __init__(self, data: Data, seed: int, patience: int) -> None:
-        self.data, self.seed, self.patience = data, seed, patience
-        self._fitted: dict[str, tuple[ScoreBlock, str]] = {}
-
-    def fitted(self, name: str) -> tuple[ScoreBlock, str]:
-        """The scores of a model, and what was chosen for it on validation."""
-        if name not in self._fitted:
-            if name == "popularity":
-                self._fitted[name] = Popularity(self.data.train).score_block, ""
-            elif "+" in name:
-                self._fitted[name] = self._blend(*name.split("+", 1))
-            elif name.startswith(("ease", "itemknn")):
-                self._fitted[name] = self._linear(name)
-            else:
-                self._fitted[name] = self._graph_model(name)
-        return self._fitted[name]
-
-    def _linear(self, name: str) -> tuple[ScoreBlock, str]:
-        grid = name.removesuffix("_shuffled")
-        settings = ModelSettings(backbone=grid.partition("_")[0])
-        profiles = self._profiles(name) if grid.endswith("_text") else None
-        return self._chosen(settings, grid, profiles)
-
-    def _blend(self, first: str, second: str) -> tuple[ScoreBlock, str]:
-        scorers = {part: self.fitted(part)[0] for part in (first, second)}
-        settings = ModelSettings(backbone="blend", settings={"first": first, "second": second})
-        return self._chosen(settings, "blend", None, scorers)
-
-    def _chosen(
-        self,
-        settings: ModelSettings,
-        grid: str,
-        profiles: Profiles | None,
-        scorers: dict[str, ScoreBlock] | None = None,
-    ) -> tuple[ScoreBlock, str]:
-        data = self.data
-        best = fit(settings, GRIDS[grid], data.train, data.valid, profiles, scorers)
-        chosen = ", ".join(f"{key} {value}" for key, value in best.chosen.items())
-        return best.model.score_block, f"{chosen}, validation {best.recall:.4f}"
-
-    def _graph_model(self, name: str) -> tuple[ScoreBlock, str]:
-        """RLMRec's settings and early stop."""
-        data = self.data
-        backbone, _, rest = name.partition("_")
-        kind, weight = rest.removesuffix("_shuffled"), None
-        if kind.endswith("0"):
-            kind, weight = kind[:-1], 0.0
-        sampled = kind.endswith("sampled")
-        if sampled:
-            kind = kind.removesuffix("sampled").removesuffix("_") or "con"
-        settings = published(backbone, kind or "none", weight=weight)
-        if sampled and settings.alignment:
-            alignment = settings.alignment.model_copy(update=SAMPLED[kind])
-            settings = settings.model_copy(update={"alignment": alignment})
-        profiles = self._profiles(name) if settings.reads_profiles() else None
-        model = build_model(settings, bipartite_graph(data.train), profiles, self.seed)
-        train = TrainSettings(seed=self.seed, patience=self.patience)
-        training = GraphTraining(model, data.train, data.valid, train)
-        training.run(partial(_show, name))
-        training.restore_best()
-        note = f"epoch {training.best_epoch}, validation {training.best_recall:.4f}"
-        return Embeddings.of(model).score_block, note
-
-    def _profiles(self, name: str) -> Profiles:
-        if self.data.profiles is None:
-            raise UserError(f"{name} reads texts: give --vectors (see benchmarks.text_vectors).")
-        if name.endswith("_shuffled"):
-            return shuffled(self.data.profiles, self.seed)
-        return self.data.profiles
-
-
-def _show(name: str, training: GraphTraining) -> None:
-    recall = training.history[-1][WATCHED]
-    if recall is not None:
-        print(f"  {name} epoch {training.epoch}: validation {recall:.4f}", file=sys.stderr)
+def _column(source: Source, name: str) -> columns.Column:
+    if name not in source.table.column_names:
+        importer = f"`raysys data import … --map {name}=COLUMN`, and give the folder that it writes"
+        raise source.lacks(name, importer)
+    return source.column(name)
 
 
 DEFAULT = ("popularity", "itemknn", "ease", *PUBLISHED_BACKBONES, "ease+lightgcn")
@@ -218,7 +137,7 @@ def measure(
                 kept / data.name / f"{name}-{seed}-{patience}-{data.digest}.json" if kept else None
             )
             if file and file.is_file():
-                run = json.loads(file.read_text())
+                run = read_json(file)
             else:
                 run = _run(bench, data, name)
                 if file:
@@ -246,29 +165,41 @@ def _summary(results: list[dict[str, float]], chosen: str) -> dict[str, Any]:
     return figures
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--models", default=",".join(DEFAULT), help="names: see Bench")
+    parser.add_argument(
+        "--models", default=",".join(DEFAULT), help="names, see benchmarks/bench_models.py"
+    )
     parser.add_argument("--vectors", type=Path, help="parquet of item_id and vector")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds 2023, 2024, …")
-    parser.add_argument("--patience", type=int, default=5, help="RLMRec's is 5")
+    parser.add_argument("--seeds", type=positive, default=1, help="seeds 2023, 2024, …")
+    parser.add_argument("--patience", type=positive, default=5, help="RLMRec's is 5")
     parser.add_argument("--kept", type=Path, help="folder of finished runs, which are not repeated")
     parser.add_argument("--save", action="store_true", help=f"add the figures to {PAGE}")
     arguments = parser.parse_args()
-    names = arguments.models.split(",")
+    names = [name.strip() for name in arguments.models.split(",")]
     command = f"python -m benchmarks.reproduce {' '.join(sys.argv[1:])}"
     figures: dict[str, dict[str, Any]] = {}
     try:
+        require_known(names, arguments.vectors is not None)
         data = Data(find_dataset(arguments.dataset), arguments.vectors)
+        print(f"train, valid and test: {data.split}", file=sys.stderr)
         for figures in measure(data, names, arguments.seeds, arguments.patience, arguments.kept):
             if arguments.save:
                 record(data.name, command, figures)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    print(json.dumps({"benchmark": "reproduce", "dataset": data.name, "figures": figures}))
+    result = {"dataset": data.name, "split": data.split, "figures": figures}
+    print(json.dumps({"benchmark": "reproduce", **result}))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ LINEAR: dict[str, type[Settings]] = {
 
 def no_backbone(name: str, known: Sequence[str]) -> str:
     """What to say of a name that is none of the known ones."""
-    return f"no backbone '{name}', {nearest(name, known)} All: {', '.join(known)}"
+    hint = nearest(name, known)
+    everything = f" All: {', '.join(known)}" if hint.endswith("?") else ""
+    return f"no backbone '{name}', {hint}{everything}"
 
 
 class ModelSettings(Settings):

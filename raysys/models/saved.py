@@ -175,20 +175,42 @@ def save_linear(
     write_json(folder / MODEL_FILE, about.model_dump())
 
 
-def load_model(folder: Path) -> Scorer:
+def load_model(folder: Path, above: tuple[Path, ...] = ()) -> Scorer:
     """The scorer of a saved model; it needs neither the graph nor the profiles.
+
+    Args:
+        above: folders of the blends that it is a part of.
 
     Raises:
         UserError: a file is missing or broken, or the files do not belong together.
     """
     about = _about(folder)
     if about.model.backbone == "blend":
-        blend = BlendSettings.model_validate(about.model.settings)
-        first, second = (load_model(folder.parent / name) for name in (blend.first, blend.second))
-        return _BlendScorer(first, second, blend.weight)
+        return _load_blend(folder, about, (*above, folder))
     if about.model.linear and not about.width:
         return _load_weights(folder, about)
     return _load_embeddings(folder, about)
+
+
+def _load_blend(folder: Path, about: SavedModel, above: tuple[Path, ...]) -> _BlendScorer:
+    path = folder / MODEL_FILE
+    blend = BlendSettings.model_validate(about.model.settings)
+
+    def beside(name: str) -> Scorer:
+        part = folder.parent / name
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise UserError(f"{path}: '{name}' is no name of a model beside it.")
+        if part in above:
+            raise UserError(f"{path}: the blend is a part of itself, by '{name}'.")
+        found = _about(part)
+        if (found.users, found.items) != (about.users, about.items):
+            raise UserError(
+                f"{path}: '{name}' has {found.users} users and {found.items} items, the blend "
+                f"{about.users} and {about.items}. Train the models again."
+            )
+        return load_model(part, above)
+
+    return _BlendScorer(beside(blend.first), beside(blend.second), blend.weight)
 
 
 def _load_embeddings(folder: Path, about: SavedModel) -> Embeddings:
@@ -221,6 +243,10 @@ def _load_weights(folder: Path, about: SavedModel) -> ItemWeights:
             f"{path}: 'weights' must be float32 {shape} as {MODEL_FILE} says, found "
             f"{weights.dtype} {weights.shape}. Train the model again."
         )
+    for name, part in (("train", train), ("weights", weights)):
+        # Of a sum, not of each entry: no mask as large as the weights.
+        if not np.isfinite(part.sum(dtype=np.float64)):
+            raise UserError(f"{path}: '{name}' holds NaN or infinite values.")
     return ItemWeights(train, weights)
 
 
@@ -233,9 +259,17 @@ def _csr_parts(name: str, matrix: csr_matrix) -> dict[str, np.ndarray]:
 
 
 def _csr(name: str, arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> csr_matrix:
-    parts = (arrays[f"{name}.{part}"] for part in ("values", "columns", "starts"))
     # Copies of the parts in memory: scipy sorts and checks in place.
-    return csr_matrix(tuple(np.array(part) for part in parts), shape=shape)
+    values, columns, starts = (
+        np.array(arrays[f"{name}.{part}"]) for part in ("values", "columns", "starts")
+    )
+    for part in (columns, starts):
+        if not np.issubdtype(part.dtype, np.signedinteger):
+            raise ValueError(f"'{name}' has {part.dtype} indices")
+    matrix = csr_matrix((values, columns, starts), shape=shape)
+    # An index beyond its matrix would be read as memory of something else.
+    matrix.check_format(full_check=True)
+    return matrix
 
 
 def start_from(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,16 @@ from toy_models import ITEMS, USERS, WIDTH, toy_model, toy_profiles, toy_setting
 from raysys.errors import UserError
 from raysys.graph.bipartite import bipartite_graph
 from raysys.models.lightgcn import LightGCN, LightGCNSettings
+from raysys.models.linear import Ease, EaseSettings, ItemKNN, ItemKNNSettings
 from raysys.models.popularity import Popularity
 from raysys.models.registry import ModelSettings, build_model, registry
-from raysys.models.saved import Embeddings, load_model, restore_model, save_model
+from raysys.models.saved import (
+    Embeddings,
+    load_model,
+    restore_model,
+    save_linear,
+    save_model,
+)
 from raysys.settings import load_settings
 from raysys.store import read_arrays, write_arrays
 
@@ -64,6 +73,80 @@ def test_artifacts_that_do_not_belong_together(tmp_path: Path) -> None:
         load_model(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         load_model(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def linear(tmp_path: Path) -> Path:
+    """A folder with itemknn `knn`, ease `ease`, and their blend `both`."""
+    train = toy_train()
+    for name, model in (
+        ("knn", ItemKNN(train, ItemKNNSettings(neighbours=5))),
+        ("ease", Ease(train, EaseSettings())),
+    ):
+        backbone = {"knn": "itemknn"}.get(name, name)
+        save_linear(tmp_path / name, ModelSettings(backbone=backbone), train.shape, model)
+    save_blend(tmp_path / "both", "knn", "ease")
+    return tmp_path
+
+
+def save_blend(folder: Path, first: str, second: str) -> None:
+    settings = ModelSettings(backbone="blend", settings={"first": first, "second": second})
+    save_linear(folder, settings, (USERS, ITEMS), None)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "refusal"),
+    [
+        ("weights.columns", lambda x: x + 10**9, "does not hold the model"),
+        ("train.columns", lambda x: x + 10**9, "does not hold the model"),
+        ("train.columns", lambda x: x - ITEMS, "does not hold the model"),
+        ("weights.starts", lambda x: np.where(np.arange(len(x)) == 3, 10**8, x), "does not hold"),
+        ("weights.starts", lambda x: x[:-1], "does not hold the model"),
+        ("train.columns", lambda x: x.astype(np.float32), "'train' has float32 indices"),
+        ("weights.values", lambda x: np.full_like(x, np.nan), "'weights' holds NaN"),
+        ("train.values", lambda x: np.full_like(x, np.inf), "'train' holds NaN"),
+    ],
+)
+def test_hostile_weights(
+    linear: Path, part: str, change: Callable[[Any], Any], refusal: str
+) -> None:
+    file = linear / "knn" / "weights.safetensors"
+    arrays = read_arrays(file)
+    write_arrays(file, arrays | {part: change(arrays[part])})
+    with pytest.raises(UserError, match=refusal):
+        load_model(linear / "knn")
+
+
+def test_dense_weights_with_nan(linear: Path) -> None:
+    file = linear / "ease" / "weights.safetensors"
+    arrays = read_arrays(file)
+    arrays["weights"] = np.where(np.eye(ITEMS) > 0, np.nan, arrays["weights"]).astype(np.float32)
+    write_arrays(file, arrays)
+    with pytest.raises(UserError, match="'weights' holds NaN"):
+        load_model(linear / "ease")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "..", "", "/etc", "a/../knn"])
+def test_a_blend_reads_only_models_beside_it(linear: Path, name: str) -> None:
+    assert load_model(linear / "both").score_block(np.array([0])).shape == (1, ITEMS)
+    save_blend(linear / "both", name, "ease")
+    with pytest.raises(UserError, match="is no name of a model beside it"):
+        load_model(linear / "both")
+
+
+def test_a_blend_of_itself_and_of_another_size(linear: Path) -> None:
+    save_blend(linear / "outer", "both", "ease")
+    assert load_model(linear / "outer").item_vectors().shape[0] == ITEMS
+    save_blend(linear / "both", "outer", "ease")
+    with pytest.raises(UserError, match="the blend is a part of itself, by 'outer'"):
+        load_model(linear / "outer")
+    small = csr_matrix(np.ones((3, 2), dtype=np.float32))
+    save_linear(
+        linear / "knn", ModelSettings(backbone="itemknn"), (3, 2), ItemKNN(small, ItemKNNSettings())
+    )
+    save_blend(linear / "both", "knn", "ease")
+    with pytest.raises(UserError, match="'knn' has 3 users and 2 items, the blend 24 and"):
+        load_model(linear / "both")
 
 
 def test_same_seed_same_start() -> None:
