@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,6 +12,9 @@ from typer.core import TyperGroup
 
 from raysys.errors import UserError
 from raysys.shown import Config, Json, Overrides, print_result
+
+if TYPE_CHECKING:
+    from raysys.stages.context import RunSettings
 
 #: Where `raysys --help` shows them.
 _PANEL = "Run stages of a config"
@@ -71,9 +75,7 @@ def add_stages(app: typer.Typer) -> None:
     app.command(rich_help_panel=_PANEL)(merge)
 
 
-def _stage_command(
-    parent: typer.Typer, name: str, stages: tuple[str, ...] | None, text: str
-) -> None:
+def _stage_command(app: typer.Typer, name: str, stages: tuple[str, ...] | None, text: str) -> None:
     def command(
         config: Config,
         overrides: Overrides = None,
@@ -81,13 +83,25 @@ def _stage_command(
         align: Align = None,
         as_json: Json = False,
     ) -> None:
-        _run_stages(config, overrides, stages, model, align, as_json)
+        _run(_settings(config, overrides, model, align), stages, as_json)
 
-    panel = None if parent is train_app else _PANEL
-    parent.command(name, help=text, rich_help_panel=panel)(command)
+    app.command(name, help=text, rich_help_panel=_PANEL)(command)
 
 
-_stage_command(train_app, "graphs", ("train", "refit"), "Train the models of CONFIG.")
+@train_app.command("graphs")
+def train_graphs(
+    config: Config,
+    overrides: Overrides = None,
+    model: Models = None,
+    align: Align = None,
+    as_json: Json = False,
+) -> None:
+    """Train the models of CONFIG; first the data is read, and texts where a model reads them."""
+    from raysys.pipeline import stages_to
+
+    settings = _settings(config, overrides, model, align)
+    stages = stages_to(settings, "refit" if settings.train.refit else "train")
+    _run(settings, stages, as_json)
 
 
 def evaluate(
@@ -120,7 +134,7 @@ def evaluate(
     if target.suffix.lower() not in (".parquet", ".csv", ".tsv"):
         if dataset or fold or relevance is not None:
             raise UserError("--dataset, --fold and --relevance go with a file of lists.")
-        _run_stages(target, overrides, ("evaluate",), model, align, as_json)
+        _run(_settings(target, overrides, model, align), ("evaluate",), as_json)
         return
     from raysys.evaluation.lists import PROTOCOLS, held_out, measure_lists
     from raysys.settings import nearest
@@ -164,7 +178,7 @@ def _text_command(app: typer.Typer, name: str, stages: tuple[str, ...], text: st
         if dry_run:
             _dry_run(config, overrides, stages, price_in, price_out, tokens_per_second, as_json)
         else:
-            _run_stages(config, overrides, ("data", *stages), None, None, as_json)
+            _run(_settings(config, overrides), ("data", *stages), as_json)
 
     app.command(name, help=text, rich_help_panel=_PANEL)(command)
 
@@ -179,10 +193,8 @@ def _dry_run(
     as_json: bool,
 ) -> None:
     from raysys.pipeline import foretell_stages
-    from raysys.settings import load_settings
-    from raysys.stages.context import RunSettings
 
-    settings = load_settings(RunSettings, config, overrides or [])
+    settings = _settings(config, overrides)
     priced = bool(price_in or price_out)
     value: dict[str, Any] = {}
     table = Table("stage", "rows", "calls", "cached", "prompt tokens", "written", "minutes", "cost")
@@ -209,24 +221,27 @@ def _dry_run(
     print_result(as_json, value, table)
 
 
-def _run_stages(
+def _settings(
     config: Path,
     overrides: list[str] | None,
-    stages: tuple[str, ...] | None,
-    models: list[str] | None,
-    align: list[str] | None,
-    as_json: bool,
-) -> None:
-    from raysys.pipeline import run_stages
+    models: list[str] | None = None,
+    align: list[str] | None = None,
+) -> RunSettings:
     from raysys.settings import load_settings
-    from raysys.shown import told
     from raysys.stages.context import RunSettings
 
     settings = load_settings(RunSettings, config, overrides or [])
     if models:
-        settings = settings.with_models(models, align or ["none"])
-    elif align:
+        return settings.with_models(models, align or ["none"])
+    if align:
         raise UserError("--align goes with --model.")
+    return settings
+
+
+def _run(settings: RunSettings, stages: Sequence[str] | None, as_json: bool) -> None:
+    from raysys.pipeline import run_stages
+    from raysys.shown import told
+
     value, lines = told(settings.out.resolve(), run_stages(settings, stages))
     print_result(as_json, value, lines)
 
@@ -236,30 +251,26 @@ def train_elmrec(config: Config, overrides: Overrides = None, as_json: Json = Fa
     """Train ELMRec, and measure it on every task."""
     from raysys.pipeline import ELMREC
 
-    _run_stages(config, overrides, ("data", *ELMREC), None, None, as_json)
+    _run(_settings(config, overrides), ("data", *ELMREC), as_json)
 
 
 @train_app.command("graph-lm")
 def train_graph_lm(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Train the graph-attentive language model, measure it, and write lists for all users."""
-    from raysys.settings import load_settings
-    from raysys.stages.context import RunSettings
     from raysys.stages.graph_lm import stages_of
 
-    stages = stages_of(load_settings(RunSettings, config, overrides or []).graph_lm)
-    _run_stages(config, overrides, ("data", *stages), None, None, as_json)
+    settings = _settings(config, overrides)
+    _run(settings, ("data", *stages_of(settings.graph_lm)), as_json)
 
 
 @finetune_app.command("yes-no")
 def finetune_yes_no(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Fine-tune LLM-TRSR's yes/no recommender, and measure it on sampled candidates."""
     from raysys.pipeline import YES_NO
-    from raysys.settings import load_settings
-    from raysys.stages.context import RunSettings
 
-    settings = load_settings(RunSettings, config, overrides or [])
+    settings = _settings(config, overrides)
     before = ("data", "summaries") if settings.yes_no.summaries else ("data",)
-    _run_stages(config, overrides, (*before, *YES_NO), None, None, as_json)
+    _run(settings, (*before, *YES_NO), as_json)
 
 
 def merge(

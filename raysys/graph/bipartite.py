@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+#: Below so many entries indices are 32-bit: MKL converts 64-bit ones anew in every product.
+_INT32_ENTRIES = 2**31
 #: Rows of a block of a product, at most.
 _BLOCK_ROWS = 2**15
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparsePattern:
     """Where the entries of a sparse (N, N) matrix lie, in CSR; (i, j) stored ⇔ (j, i) stored.
 
@@ -154,7 +156,7 @@ class SparseMatrix:
         return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BipartiteGraph(SparsePattern):
     """D^-½ A D^-½; each of the E edges is stored in both directions.
 
@@ -199,7 +201,8 @@ def symmetric_pattern(rows: torch.Tensor, columns: torch.Tensor, nodes: int) -> 
     rows, columns = keys // nodes, keys % nodes
     row_starts = torch.searchsorted(keys, torch.arange(nodes + 1, device=keys.device) * nodes)
     reverse = torch.searchsorted(keys, columns * nodes + rows)
-    return SparsePattern(row_starts.int(), columns.int(), reverse.int())
+    index = torch.int32 if len(keys) < _INT32_ENTRIES else torch.int64
+    return SparsePattern(row_starts.to(index), columns.to(index), reverse.to(index))
 
 
 def distinct_pairs(matrix: csr_matrix) -> csr_matrix:
@@ -224,8 +227,7 @@ def bipartite_graph(train: csr_matrix) -> BipartiteGraph:
     pattern = distinct_pairs(train)
     users, items = pattern.shape
     edges = pattern.nnz
-    # 32-bit indices: MKL converts 64-bit ones anew in every product.
-    index = np.int32 if 2 * edges < 2**31 else np.int64
+    index = np.int32 if 2 * edges < _INT32_ENTRIES else np.int64
     pattern.data = np.arange(edges, dtype=index)
     flipped = pattern.T.tocsr()
     # flipped.data: the entry of the upper half that each lower entry mirrors.

@@ -48,6 +48,8 @@ def without_pairs(graph: BipartiteGraph, users: torch.Tensor, items: torch.Tenso
     Args:
         users, items: (n,) int64 rows; repeats, and pairs that are no edge, are allowed.
     """
+    if not len(graph.columns):
+        return full_adjacency(graph)
     wanted = torch.unique(users * graph.nodes + graph.users + items)
     places = torch.searchsorted(graph.keys, wanted).clamp(max=len(graph.keys) - 1)
     places = places[graph.keys[places] == wanted]

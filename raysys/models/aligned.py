@@ -35,6 +35,11 @@ class AlignmentSettings(Settings):
         """Of the alignment loss."""
         return float(getattr(self, self.weight_name))
 
+    @property
+    def reads_profiles(self) -> bool:
+        """Whether anything in training depends on profiles."""
+        return self.weight > 0
+
 
 def matmul_type(choice: str, device: torch.device) -> torch.dtype:
     """The precision that the setting `matmul` means on this device."""

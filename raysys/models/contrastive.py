@@ -22,7 +22,8 @@ class ContrastiveAlignment(AlignmentSettings):
     kind: Literal["con"] = "con"
     """Contrastive."""
     kd_weight: float = Field(default=0.01, ge=0)
-    """Weight of the alignment loss. 0 trains the same model without it: the fair baseline."""
+    """Weight of the alignment loss. 0 trains the backbone alone, and needs no profiles: the fair
+    baseline."""
     temperature: float = Field(default=0.2, gt=0)
     denominator: Literal["rlmrec", "distinct", "in_batch", "sampled"] = "rlmrec"
     """`rlmrec`: users against all users, items against the batch's, as often as they stand
@@ -87,8 +88,6 @@ class Contrastive(Aligned):
 
     def alignment(self, encoded: Encoded, batch: Batch) -> torch.Tensor:
         """This worker's share of the InfoNCE sums of a batch."""
-        if self.settings.kd_weight == 0:
-            return encoded.users.new_zeros(())
         total = self._sum(batch, encoded.users, self._user_group(batch))
         for group in self._item_groups(batch):
             total = total + self._sum(batch, encoded.items, group)

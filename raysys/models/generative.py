@@ -29,6 +29,11 @@ class GenerativeAlignment(AlignmentSettings):
     """At most so many of the hidden nodes, drawn in each step, are reconstructed, and are each
     other's negatives; none: all of them, as RLMRec does. The loss costs the square of it."""
 
+    @property
+    def reads_profiles(self) -> bool:
+        """Always: nodes with a profile are hidden, whatever the weight."""
+        return True
+
 
 class Generative(Aligned):
     """Layer 0 of some nodes is replaced by a learnable token; what comes out must say their text.

@@ -90,7 +90,12 @@ class ModelSettings(Settings):
         """Whether profile vectors are needed, with any of the settings in `grid`."""
         weights = grid.get("text_weight", [self.settings.get("text_weight", 0.0)])
         features = self.settings.get("features") == PROFILES
-        return self.alignment is not None or any(weights) or features
+        return self._aligned or any(weights) or features
+
+    @property
+    def _aligned(self) -> bool:
+        """Contrastive alignment of weight 0 is the backbone alone, and needs no texts."""
+        return self.alignment is not None and self.alignment.reads_profiles
 
     @field_validator("backbone")
     @classmethod
@@ -115,7 +120,10 @@ class ModelSettings(Settings):
         if name is None:
             return values  # the unknown backbone is the problem to report
         settings = BACKBONES[name][0] if name in BACKBONES else LINEAR[name]
-        return parse_settings(settings, values, source=f"backbone '{name}'").model_dump()
+        try:
+            return parse_settings(settings, values, source=f"backbone '{name}'").model_dump()
+        except UserError as error:
+            raise ValueError(str(error)) from None  # so that whoever reads a file names it
 
 
 def build_model(
@@ -144,7 +152,7 @@ def build_model(
     build: Any = model_class
     content = (profiles, others) if model_class.reads_content else ()
     model: Recommender = build(values, graph, generator, *content)
-    if settings.alignment is not None:
+    if settings.alignment is not None and settings.alignment.reads_profiles:
         assert profiles is not None
         model = align(model, settings.alignment, profiles, generator)
     return model.to(graph.device)

@@ -303,10 +303,11 @@ def start_from(
             "test here: start from a model of this split."
         )
     arrays = read_arrays(folder / PARAMETERS_FILE)
+    aligned = any(name.startswith(_BACKBONE) for name in arrays)
     own = {
         name.removeprefix(_BACKBONE): array
         for name, array in arrays.items()
-        if about.model.alignment is None or name.startswith(_BACKBONE)
+        if not aligned or name.startswith(_BACKBONE)
     }
     inner = model.backbone if isinstance(model, Aligned) else model
     load_parameters(inner, own, folder / PARAMETERS_FILE)

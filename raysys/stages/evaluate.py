@@ -159,7 +159,11 @@ def _without(models: Mapping[str, TrainedModelSettings], name: str) -> list[str]
         for other, rival in rivals.items()
         if rival.shuffle_profiles and rival.alignment == model.alignment
     ]
-    plain = [other for other, rival in rivals.items() if not rival.reads_profiles(rival.grid)]
+    plain = [
+        other
+        for other, rival in rivals.items()
+        if not (rival.reads_profiles(rival.grid) or rival.without_text)
+    ]
     fair = [other for other, rival in rivals.items() if rival.without_text and _twins(model, rival)]
     return shuffled + (fair or plain)
 

@@ -71,6 +71,19 @@ def test_products_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, block_rows:
     torch.testing.assert_close(matrix.plus(base, x, torch.empty_like(x)), base + plain @ x)
 
 
+def test_indices_of_very_many_entries_are_64_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = bipartite_graph(random_train())
+    monkeypatch.setattr(bipartite, "_INT32_ENTRIES", 0)
+    large = bipartite_graph(random_train())
+    x = torch.randn(small.nodes, 3, generator=torch.Generator().manual_seed(0))
+    for name in ("row_starts", "columns", "reverse"):
+        assert getattr(large, name).dtype == torch.int64
+        assert torch.equal(getattr(large, name), getattr(small, name).long())
+    assert torch.equal(SparseMatrix(large, large.values) @ x, SparseMatrix(small, small.values) @ x)
+    pair = torch.tensor([0, 1])
+    assert symmetric_pattern(pair, pair.flip(0), 2).columns.dtype == torch.int64
+
+
 def test_a_pattern_without_sides_is_one_block() -> None:
     rows, columns = torch.tensor([0, 1, 2, 2]), torch.tensor([1, 0, 2, 2])
     pattern = symmetric_pattern(rows, columns, 4)

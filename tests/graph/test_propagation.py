@@ -107,3 +107,9 @@ def test_a_user_whose_only_edge_is_left_out_is_alone() -> None:
     found = without_pairs(graph, torch.tensor([1]), torch.tensor([1])).forward.to_dense()
     assert found[1].abs().sum() == found[4].abs().sum() == 0
     assert found[0, 3] == found[2, 5] == 1
+
+
+def test_a_graph_without_edges_has_no_pair_to_leave_out() -> None:
+    empty = bipartite_graph(csr_matrix((2, 3), dtype=np.float32))
+    found = without_pairs(empty, torch.tensor([0]), torch.tensor([1]))
+    assert found.forward.to_dense().count_nonzero() == 0

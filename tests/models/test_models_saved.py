@@ -181,11 +181,14 @@ def test_model_settings_name_the_slip(tmp_path: Path) -> None:
     assert ModelSettings(settings={"layers": 2}).settings == {
         "width": 32, "layers": 2, "keep_rate": 0.8, "reg": 1e-6,
     }  # fmt: skip
-    with pytest.raises(UserError, match=r"backbone 'lightgcn': unknown key 'layer'.*'layers'"):
+    with pytest.raises(ValidationError, match=r"'lightgcn': unknown key 'layer'.*'layers'"):
         ModelSettings(settings={"layer": 2})
     with pytest.raises(ValidationError, match="did you mean 'lightgcn'"):
         ModelSettings(backbone="lightgnc")
     path = tmp_path / "model.toml"
+    path.write_text("[settings]\nlayer = 2\n")
+    with pytest.raises(UserError, match=r"model\.toml: key 'settings': .*unknown key 'layer'"):
+        load_settings(ModelSettings, path)
     path.write_text("[settings]\nreg = 1e-7\n[alignment]\nkd_weight = 0.1\n")
     settings = load_settings(ModelSettings, path)
     assert settings.settings["reg"] == 1e-7
