@@ -127,8 +127,7 @@ def measure(
     `kept`: a folder of finished runs, one JSON file each, which are not run again. Files are named
     after the data, not the code: after a change to a model, take another folder.
     """
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    notes = {}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for turn in range(seeds):
         seed = 2023 + turn
         bench = Bench(data, seed, patience)
@@ -143,9 +142,8 @@ def measure(
                 if file:
                     write_json(file, run)
             print(f"{name} {seed}: {run}", file=sys.stderr, flush=True)
-            runs[name].append(run["metrics"])
-            notes[name] = run["chosen"]
-        yield {name: _summary(results, notes[name]) for name, results in runs.items()}
+            runs[name].append(run)
+        yield {name: _summary(found) for name, found in runs.items()}
 
 
 def _run(bench: Bench, data: Data, name: str) -> dict[str, Any]:
@@ -155,10 +153,11 @@ def _run(bench: Bench, data: Data, name: str) -> dict[str, Any]:
     return {"metrics": metrics, "chosen": chosen, "seconds": round(time.perf_counter() - start)}
 
 
-def _summary(results: list[dict[str, float]], chosen: str) -> dict[str, Any]:
-    figures: dict[str, Any] = {"seeds": len(results), "chosen": chosen}
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    chosen = "; ".join(dict.fromkeys(run["chosen"] for run in runs))
+    figures: dict[str, Any] = {"seeds": len(runs), "chosen": chosen}
     for key in (RECALL, NDCG):
-        values = np.array([result[key] for result in results])
+        values = np.array([run["metrics"][key] for run in runs])
         figures[key] = round(float(values.mean()), 4)
         if len(values) > 1:
             figures[f"{key}_sd"] = round(float(values.std(ddof=1)), 4)

@@ -24,8 +24,10 @@ PUBLISHED = {
 _INTRODUCTION = """# Results
 
 Written by `python -m benchmarks.reproduce … --save`, never by hand; the commands stand below each
-table. All items are ranked, train items are left out, every choice is made on validation and test
-is looked at once (RLMRec, section 4.1.2). ± is the standard deviation over seeds 2023, 2024, …
+table. (Rows whose command lacks `--save` are older than that option: what the command printed last
+was taken over by a script.) All items are ranked, train items are left out, every choice is made on
+validation and test is looked at once (RLMRec, section 4.1.2). ± is the standard deviation over
+seeds 2023, 2024, …, and what each of them chose on validation stands in their order.
 
 Names: `_con` and `_gen` are RLMRec's alignments with its settings for Amazon-book; `_sampled` is
 con with a batch, log-Q weighted, in place of all users as denominator; `_gen_sampled` is gen that
