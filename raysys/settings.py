@@ -84,6 +84,14 @@ def parse_settings(cls: type[SettingsT], values: dict[str, Any], *, source: str)
         raise UserError(f"{source}: " + "; ".join(lines)) from None
 
 
+def parse_nested(cls: type[SettingsT], values: dict[str, Any], *, source: str) -> SettingsT:
+    """As `parse_settings`, for a validator: a ValueError, so that whoever reads a file names it."""
+    try:
+        return parse_settings(cls, values, source=source)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
 def read_values(path: Path) -> dict[str, Any]:
     """The keys and values of a config file, as they stand there.
 

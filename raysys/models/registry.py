@@ -23,7 +23,7 @@ from raysys.models.linear import BlendSettings, EaseSettings, ItemKNNSettings
 from raysys.models.ngcf import NGCF, NGCFSettings
 from raysys.models.profiles import Profiles
 from raysys.models.sgl import SGL, SGLSettings, SimGCL, SimGCLSettings
-from raysys.settings import Settings, nearest, parse_settings
+from raysys.settings import Settings, nearest, parse_nested
 
 #: Name, settings class, and a model built from (settings, graph, generator).
 Backbone = tuple[type[Settings], type[Recommender]]
@@ -120,10 +120,7 @@ class ModelSettings(Settings):
         if name is None:
             return values  # the unknown backbone is the problem to report
         settings = BACKBONES[name][0] if name in BACKBONES else LINEAR[name]
-        try:
-            return parse_settings(settings, values, source=f"backbone '{name}'").model_dump()
-        except UserError as error:
-            raise ValueError(str(error)) from None  # so that whoever reads a file names it
+        return parse_nested(settings, values, source=f"backbone '{name}'").model_dump()
 
 
 def build_model(

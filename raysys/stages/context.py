@@ -15,12 +15,11 @@ from pydantic import Field, field_validator, model_validator
 from raysys.cluster import ClusterSettings, Resources, connect
 from raysys.data.dataset import Dataset
 from raysys.data.import_settings import ImportSettings
-from raysys.errors import UserError
 from raysys.mirror import Mirror, checked_uri
 from raysys.models.published import published
 from raysys.models.registry import ModelSettings
 from raysys.runs import RunDirectory
-from raysys.settings import Settings, nearest, parse_settings
+from raysys.settings import Settings, nearest, parse_nested, parse_settings
 from raysys.text.embeddings import EmbeddingSettings
 from raysys.text.profiles import ProfileSettings
 from raysys.text.rerank import RerankSettings
@@ -60,10 +59,7 @@ class TrainedModelSettings(ModelSettings):
     def _trains(cls, values: dict[str, Any]) -> dict[str, Any]:
         if "refit" in values:
             raise ValueError("refit is for all models of a run: set it in [train]")
-        try:
-            parse_settings(TrainSettings, values, source="train")
-        except UserError as error:
-            raise ValueError(str(error)) from None  # so that whoever reads a file names it
+        parse_nested(TrainSettings, values, source="train")
         return values
 
     @model_validator(mode="after")
